@@ -1,0 +1,54 @@
+"""Which normal images a frame is compared with, when a bank holds too many (method section 1.5).
+
+Each image is described by the means of its stride-4 map over a 4 x 4 grid of windows, reduced to 16 principal
+components. The distance of two images is the mean of the best 80 % of their windows, so that a defect (or one odd
+window) does not push the right reference away.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from adclick_edge.features.bank import Bank
+
+__all__ = ["nearest_images", "retrieve_rows", "window_means"]
+
+F32 = npt.NDArray[np.float32]
+
+WINDOWS = 4
+BEST_SHARE = 0.8
+ROW_STEP = 256
+"""Candidate lists are padded to a multiple of this, so that back ends see few different shapes."""
+
+
+def window_means(feature_map: F32) -> F32:
+    """Mean of a stride-4 map (float32 [c, y, x]) over each of 4 x 4 windows, float32 [16, c]."""
+    ys = np.linspace(0, feature_map.shape[1], WINDOWS + 1).astype(int)
+    xs = np.linspace(0, feature_map.shape[2], WINDOWS + 1).astype(int)
+    return np.stack(
+        [
+            feature_map[:, ys[i] : ys[i + 1], xs[j] : xs[j + 1]].mean(axis=(1, 2))
+            for i in range(WINDOWS)
+            for j in range(WINDOWS)
+        ]
+    )
+
+
+def nearest_images(bank: Bank, feature_map: F32, count: int) -> npt.NDArray[np.int64]:
+    """Indices of the ``count`` bank images nearest to a frame's stride-4 map (float32 [c, y, x]), nearest first."""
+    windows = (window_means(feature_map) - bank.descriptor_centre) @ bank.descriptor_projection
+    difference = bank.image_descriptors - windows
+    distance = np.sort((difference * difference).sum(axis=2), axis=1)
+    best = max(1, round(BEST_SHARE * distance.shape[1]))
+    return np.argsort(distance[:, :best].mean(axis=1), kind="stable")[:count]
+
+
+def retrieve_rows(bank: Bank, feature_map: F32, count: int) -> npt.NDArray[np.int32]:
+    """Rows of the ``count`` nearest images, int32 [m], padded to a multiple of `ROW_STEP` by repeating the first."""
+    chosen = nearest_images(bank, feature_map, count)
+    starts = np.searchsorted(bank.row_image, chosen, side="left")
+    ends = np.searchsorted(bank.row_image, chosen, side="right")
+    rows = np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in zip(starts, ends, strict=True)])
+    if len(rows) == 0:
+        return np.arange(len(bank.rows), dtype=np.int32)
+    padding = -len(rows) % ROW_STEP
+    return np.concatenate([rows, np.full(padding, rows[0], np.int32)])

@@ -1,0 +1,28 @@
+"""The segmenter of a preset, and how it is called."""
+
+from torch import Tensor, nn
+
+from adclick_edge.features.extractor import Extractor
+from adclick_edge.models.adclick_seg import EdgeSegmenter
+from adclick_edge.models.distance import DistanceSegmenter
+from adclick_edge.models.paper_seg import PaperSegmenter, PaperSize
+from adclick_edge.models.presets import Preset
+
+__all__ = ["Segmenter", "build_segmenter", "run_segmenter"]
+
+Segmenter = EdgeSegmenter | PaperSegmenter | DistanceSegmenter
+"""Each names what it takes in its attribute ``inputs`` and returns maps [N, h4, w4]."""
+
+
+def build_segmenter(preset: Preset, extractor: Extractor) -> EdgeSegmenter | PaperSegmenter:
+    """The trainable network of ``preset`` with fresh weights."""
+    if preset.segmenter == "paper":
+        height, width = preset.input_size
+        return PaperSegmenter(PaperSize(residual_dims=extractor.dims, grid=(height // 16, width // 16)))
+    return EdgeSegmenter(extractor.dims, dict(extractor.backbone.channels), preset.width)
+
+
+def run_segmenter(network: nn.Module, names: tuple[str, ...], inputs: dict[str, Tensor]) -> Tensor:
+    """Call ``network`` (a segmenter, or its distributed wrapper) with the inputs of these names; maps [N, h4, w4]."""
+    out: Tensor = network(*[inputs[name] for name in names])
+    return out

@@ -1,0 +1,172 @@
+"""A bundle at work: frames in, verdicts out."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+
+from adclick_edge.bundle import Bundle, read_bundle
+from adclick_edge.data.resize import fit
+from adclick_edge.errors import BundleError
+from adclick_edge.features.bank import Bank
+from adclick_edge.runtime.calibration import Calibration, load_calibration
+from adclick_edge.runtime.decision import FrameVerdict, judge
+from adclick_edge.runtime.engine import Engine
+from adclick_edge.runtime.ort_cpu import OrtCpuEngine
+from adclick_edge.runtime.regions import Regions, load_regions, valid_mask
+from adclick_edge.runtime.tiles import MapBlender, cut_tile, plan_tiles
+
+__all__ = ["Inspection", "Inspector"]
+
+U8 = npt.NDArray[np.uint8]
+F32 = npt.NDArray[np.float32]
+
+GOLDEN_TOLERANCE = 1e-2
+"""Largest difference of a golden map, relative to the spread of that map, that a loaded bundle may show: other CPUs sum
+in another order, and a cell whose two nearest rows are equally near may take either."""
+GOLDEN_QUANTILE = 0.999
+MAP_STRIDE = 4
+TILES_PER_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Inspection:
+    verdict: FrameVerdict
+    map: F32
+    """Raw map, float32 [h4, w4]."""
+
+
+class Inspector:
+    """Loads a product bundle, checks its golden frames, and inspects.
+
+    Thresholds are read when the inspector opens and by `reload_settings`; the networks and the bank stay as they are.
+    Use as a context manager, or call `close`.
+    """
+
+    def __init__(self, bundle: Bundle, engine: Engine, *, check_golden: bool = True) -> None:
+        self.bundle = bundle
+        self.engine = engine
+        manifest = bundle.manifest
+        if manifest.kind != "product":
+            raise BundleError(
+                f"{bundle.location} holds weights but no product; make one with `adclick bank --weights {bundle.location}`"
+            )
+        self.bank = Bank.from_bytes(bundle.read("bank.safetensors"), name=f"{bundle.location}: bank.safetensors")
+        self._handle = engine.load_bank(self.bank)
+        self.calibration: Calibration | None = None
+        self.regions = Regions()
+        self.reload_settings()
+        if check_golden:
+            self._check_golden()
+
+    @classmethod
+    def open(cls, path: Path | str, *, threads: int | None = None, check_golden: bool = True) -> Self:
+        """Open the bundle at ``path`` with the ONNX Runtime CPU back end."""
+        bundle = read_bundle(path)
+        try:
+            engine = OrtCpuEngine(bundle.path("features.onnx").parent, threads=threads)
+            return cls(bundle, engine, check_golden=check_golden)
+        except BaseException:
+            bundle.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.bundle.close()
+
+    def reload_settings(self) -> None:
+        """Take over thresholds and regions as they stand in the bundle now."""
+        self.calibration = load_calibration(self.bundle)
+        self.regions = load_regions(self.bundle)
+
+    def inspect(self, frames: Sequence[U8], names: Sequence[str]) -> list[Inspection]:
+        """Verdicts on frames (uint8 [H, W, 3] each, any sizes), in order."""
+        maps, stage_ms = self.maps(frames)
+        return [
+            Inspection(
+                judge(
+                    anomaly_map,
+                    self.calibration,
+                    frame=name,
+                    bundle_version=self.bundle.manifest.version,
+                    valid=self.valid(anomaly_map.shape),
+                    frame_shape=(frame.shape[0], frame.shape[1]),
+                    stage_ms=stage_ms,
+                ),
+                anomaly_map,
+            )
+            for frame, name, anomaly_map in zip(frames, names, maps, strict=True)
+        ]
+
+    def maps(
+        self, frames: Sequence[U8], *, exclude_images: Sequence[int] | None = None
+    ) -> tuple[list[F32], dict[str, float]]:
+        """Raw maps of frames and the milliseconds per stage, for the whole call."""
+        if self.bundle.manifest.tiling is not None:
+            return self._tiled(frames, exclude_images)
+        began = time.perf_counter()
+        batch = np.stack([fit(frame, self.bundle.manifest.input_size) for frame in frames])
+        resize_ms = 1e3 * (time.perf_counter() - began)
+        result = self.engine.run(batch, self._handle, exclude_images=exclude_images)
+        return list(result.maps), {"resize": resize_ms, **result.stage_ms}
+
+    def valid(self, map_shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+        """Cells of the map that count, bool [h4, w4]; None when all do."""
+        if not self.regions.roi and not self.regions.ignore:
+            return None
+        return valid_mask(self.regions, map_shape[0], map_shape[1])
+
+    def _tiled(self, frames: Sequence[U8], exclude_images: Sequence[int] | None) -> tuple[list[F32], dict[str, float]]:
+        """Each frame cut into overlapping tiles of the input size, their maps blended."""
+        tiling = self.bundle.manifest.tiling
+        assert tiling is not None
+        size = self.bundle.manifest.input_size
+        total: dict[str, float] = {"resize": 0.0}
+        maps = []
+        for number, frame in enumerate(frames):
+            began = time.perf_counter()
+            scaled = fit(frame, scaled_size(frame.shape, tiling.scale))
+            tiles = plan_tiles(scaled.shape[0], scaled.shape[1], size, tiling.overlap, scale=MAP_STRIDE)
+            blender = MapBlender(scaled.shape[0], scaled.shape[1], scale=MAP_STRIDE)
+            total["resize"] += 1e3 * (time.perf_counter() - began)
+            for start in range(0, len(tiles), TILES_PER_BATCH):
+                some = tiles[start : start + TILES_PER_BATCH]
+                own = None if exclude_images is None else [exclude_images[number]] * len(some)
+                result = self.engine.run(np.stack([cut_tile(scaled, t) for t in some]), self._handle, exclude_images=own)
+                for tile, tile_map in zip(some, result.maps, strict=True):
+                    blender.add(tile, tile_map)
+                for stage, spent in result.stage_ms.items():
+                    total[stage] = total.get(stage, 0.0) + spent
+            maps.append(blender.result())
+        return maps, total
+
+    def _check_golden(self) -> None:
+        for golden in self.bundle.golden():
+            (found,), _ = self.maps([golden.frame])
+            if found.shape != golden.map.shape:
+                raise BundleError(
+                    f"{self.bundle.location}: golden frame {golden.name} gives a map of {found.shape}, expected "
+                    f"{golden.map.shape}; the bundle's graphs and golden frames do not belong together: export it anew"
+                )
+            spread = float(np.ptp(golden.map)) + 1e-6
+            difference = float(np.quantile(np.abs(found - golden.map), GOLDEN_QUANTILE)) / spread
+            if not difference <= GOLDEN_TOLERANCE:
+                raise BundleError(
+                    f"{self.bundle.location}: golden frame {golden.name} differs by {difference:.3g} of its map's spread "
+                    f"on {self.engine.name} (at most {GOLDEN_TOLERANCE}); this machine does not compute what was "
+                    "exported: do not use the bundle here, export it anew"
+                )
+
+
+def scaled_size(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
+    """Height and width of a frame of ``shape`` after scaling for tiles."""
+    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))

@@ -1,0 +1,164 @@
+"""From products on disk to what ADClick-Seg trains on: banks, training pictures, validation pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import track
+
+from adclick_edge.console import progress_console
+from adclick_edge.data.dataset import Product, Sample
+from adclick_edge.data.images import read_image, read_mask
+from adclick_edge.data.resize import fit
+from adclick_edge.data.splits import split_by_content
+from adclick_edge.data.synthetic import add_defect
+from adclick_edge.errors import ImageError, TrainingError
+from adclick_edge.features.bank import Bank, BankOptions
+from adclick_edge.features.bank_builder import BankBuilder
+from adclick_edge.features.extractor import Extractor
+from adclick_edge.files import sha256_file
+from adclick_edge.training.episodes import ProductPictures
+
+__all__ = ["ProductSplit", "TrainingProduct", "ValidationPicture", "choose_split", "load_product"]
+
+U8 = npt.NDArray[np.uint8]
+Bool = npt.NDArray[np.bool_]
+
+FEWEST_NORMALS_TO_HOLD_OUT = 12
+MOST_VALIDATION_PICTURES = 48
+
+
+@dataclass(frozen=True)
+class ProductSplit:
+    """Which samples are for what. Defects not named here are never read by training."""
+
+    train_normals: tuple[Sample, ...]
+    validation_normals: tuple[Sample, ...]
+    train_defects: tuple[Sample, ...]
+    validation_defects: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class ValidationPicture:
+    frame: U8
+    mask: Bool
+    exclude_image: int
+
+
+@dataclass(frozen=True)
+class TrainingProduct:
+    pictures: ProductPictures
+    validation: tuple[ValidationPicture, ...]
+    bank: Bank
+    split_hashes: dict[str, list[str]]
+    """SHA-256 of the files of each part."""
+
+
+def choose_split(
+    product: Product, *, real_defects_per_kind: int, skip_kinds: Sequence[str], validation_share: float, seed: int
+) -> ProductSplit:
+    """Split the train normals by content, and pick the labelled defects by a hash of their content.
+
+    With fewer than 12 normals none is held out: validation then draws synthetic defects on training normals, each matched
+    without its own rows.
+    """
+    normals = product.normals("train")
+    if len(normals) < 2:
+        raise TrainingError(f"{product.root}: {len(normals)} normal training images; training needs at least 2")
+    validation_normals: tuple[Sample, ...] = ()
+    if len(normals) >= FEWEST_NORMALS_TO_HOLD_OUT:
+        parts = split_by_content(
+            normals, {"train": 1 - validation_share, "validation": validation_share}, seed=seed
+        )
+        normals, validation_normals = parts["train"], parts["validation"]
+    train_defects: list[Sample] = []
+    validation_defects: list[Sample] = []
+    if real_defects_per_kind:
+        for kind in product.kinds():
+            if kind in skip_kinds:
+                continue
+            masked = [s for s in product.defects(kinds=[kind]) if s.mask_path is not None]
+            chosen = sorted(masked, key=lambda s: sha256_file(s.path))[:real_defects_per_kind]
+            held_out = round(validation_share * len(chosen))
+            validation_defects += chosen[:held_out]
+            train_defects += chosen[held_out:]
+    return ProductSplit(normals, validation_normals, tuple(train_defects), tuple(validation_defects))
+
+
+def load_product(
+    product: Product,
+    split: ProductSplit,
+    extractor: Extractor,
+    options: BankOptions,
+    *,
+    input_size: tuple[int, int],
+    seed: int,
+    device: torch.device,
+) -> TrainingProduct:
+    """Read the pictures of ``split``, bring them to the input size and build the bank of the training normals.
+
+    Files that cannot be read are reported on stderr and left out.
+    """
+    console = progress_console()
+
+    def read(samples: Sequence[Sample]) -> list[tuple[Sample, U8]]:
+        usable = []
+        for sample in samples:
+            try:
+                usable.append((sample, fit(read_image(sample.path), input_size)))
+            except ImageError as error:
+                console.print(f"skipped: {error}", style="yellow", markup=False)
+        return usable
+
+    def read_labelled(samples: Sequence[Sample]) -> list[tuple[U8, Bool]]:
+        labelled = []
+        for sample in samples:
+            try:
+                image = read_image(sample.path)
+                assert sample.mask_path is not None  # choose_split takes masked samples only
+                mask = read_mask(sample.mask_path, shape=image.shape[:2])
+            except ImageError as error:
+                console.print(f"skipped: {error}", style="yellow", markup=False)
+                continue
+            small = fit(mask.astype(np.float32)[:, :, None], input_size)[:, :, 0] >= 0.5  # type: ignore[arg-type]
+            labelled.append((fit(image, input_size), small))
+        return labelled
+
+    normals = read(split.train_normals)
+    builder = BankBuilder(options, seed=seed)
+    for sample, frame in track(normals, f"bank of {product.name}", console=console):
+        with torch.no_grad():
+            features = extractor(torch.from_numpy(frame[None]).to(device))
+        retrieval = features["map4"][0].cpu().numpy() if options.retrieve_images else None
+        builder.add(features["embedding"][0].cpu().numpy(), image_hash=sha256_file(sample.path), retrieval_map=retrieval)
+    held_out = read(split.validation_normals)
+    parts = {
+        "train_normals": split.train_normals,
+        "validation_normals": split.validation_normals,
+        "train_defects": split.train_defects,
+        "validation_defects": split.validation_defects,
+    }
+    return TrainingProduct(
+        ProductPictures(product.name, [frame for _, frame in normals], read_labelled(split.train_defects)),
+        tuple(_validation([f for _, f in normals], [f for _, f in held_out], read_labelled(split.validation_defects), seed)),
+        builder.build(),
+        {name: [sha256_file(s.path) for s in samples] for name, samples in parts.items()},
+    )
+
+
+def _validation(
+    normals: list[U8], held_out: list[U8], labelled: list[tuple[U8, Bool]], seed: int
+) -> list[ValidationPicture]:
+    """Held-out normals as they are, the same ones with synthetic defects, and held-out labelled defects."""
+    base = [(frame, -1) for frame in held_out] or [(frame, i) for i, frame in enumerate(normals)]
+    base = base[:MOST_VALIDATION_PICTURES]
+    pictures = []
+    for place, (frame, exclude) in enumerate(base):
+        pictures.append(ValidationPicture(frame, np.zeros(frame.shape[:2], bool), exclude))
+        damaged, mask = add_defect(frame, np.random.default_rng([seed, 1_000_003, place]))
+        pictures.append(ValidationPicture(damaged, mask, exclude))
+    pictures += [ValidationPicture(frame, mask, -1) for frame, mask in labelled]
+    return pictures
+

@@ -1,0 +1,172 @@
+"""``NearestResidual`` as ONNX: one node of a domain of ours, with a function body of standard operators.
+
+A back end that has the fused kernel replaces the node; any other runs the body. The bank comes in as inputs, so it can be
+replaced without export. Two operators share everything but the search:
+
+* ``NearestResidual(embedding, centre, projection, cell_code, search, rows)`` searches the whole bank, in tiles of
+  queries such that no product exceeds ``TILE_BYTES``;
+* ``NearestResidualCandidates(..., order, place, candidates)`` searches, for each block of queries, a list of rows: hard
+  position windows (one list per block) and image retrieval (one block, one list per frame).
+
+| name | type | shape |
+|---|---|---|
+| embedding | float32 | [N, D, h, w] |
+| centre, projection | float32 | [D], [D, d] |
+| cell_code | float32 | [h*w, p], p may be 0 |
+| search | float32 | [M, d + p + 1] (`adclick_edge.features.search.augment_rows`) |
+| rows | float32 | [M, D] |
+| order | int64 | [B, q], the cells of each block |
+| place | int64 | [h*w], where each cell stands in the flattened order |
+| candidates | int64 | [C, B, m], C = 1 or N |
+| index (out) | int64 | [N, h, w] |
+| distance (out) | float32 | [N, 1, h, w], squared, in the full feature space |
+| residual (out) | float32 | [N, D, h, w], squared per channel (method section 1.6) |
+
+Ties go to the lowest row (for candidates: to the first listed).
+"""
+
+import onnx
+from onnx import parser
+
+from adclick_edge.features.search import TILE_BYTES
+
+__all__ = ["DOMAIN", "OPSET", "candidates_model", "nearest_residual_functions", "residual_model"]
+
+DOMAIN = "adclick.edge"
+OPSET = 18
+_OPSETS = f'opset_import: ["" : {OPSET}, "{DOMAIN}" : 1]'
+
+_QUERIES = """
+    keep = Constant <value_ints = [0, 0, -1]> ()
+    flat = Reshape (embedding, keep)
+    cells = Transpose <perm = [0, 2, 1]> (flat)
+    centred = Sub (cells, centre)
+    components = MatMul (centred, projection)
+    frames_cells = Shape <start = 0, end = 2> (cells)
+    code_dims = Shape <start = 1, end = 2> (cell_code)
+    code_shape = Concat <axis = 0> (frames_cells, code_dims)
+    code = Expand (cell_code, code_shape)
+    one = Constant <value_ints = [1]> ()
+    unit = Constant <value_floats = [1.0]> ()
+    ones_shape = Concat <axis = 0> (frames_cells, one)
+    ones = Expand (unit, ones_shape)
+    queries = Concat <axis = 2> (components, code, ones)
+"""
+
+_SUBTRACT = """
+    nearest = Gather <axis = 0> (rows, found)
+    difference = Sub (nearest, cells)
+    squared = Mul (difference, difference)
+    channels_first = Transpose <perm = [0, 2, 1]> (squared)
+    embedding_shape = Shape (embedding)
+    residual = Reshape (channels_first, embedding_shape)
+    channel_axis = Constant <value_ints = [1]> ()
+    distance = ReduceSum <keepdims = 1> (residual, channel_axis)
+    frames = Shape <start = 0, end = 1> (embedding)
+    grid = Shape <start = 2, end = 4> (embedding)
+    index_shape = Concat <axis = 0> (frames, grid)
+    index = Reshape (found, index_shape)
+"""
+
+# Queries are padded to whole tiles; the tile size follows from the number of rows at run time.
+_TILED_SEARCH = f"""
+    width = Shape <start = 2, end = 3> (queries)
+    minus_one = Constant <value_ints = [-1]> ()
+    list_shape = Concat <axis = 0> (minus_one, width)
+    all_queries = Reshape (queries, list_shape)
+    count = Shape <start = 0, end = 1> (all_queries)
+    row_count = Shape <start = 0, end = 1> (search)
+    budget = Constant <value_ints = [{TILE_BYTES // 4}]> ()
+    affordable = Div (budget, row_count)
+    at_least_one = Max (affordable, one)
+    tile = Min (at_least_one, count)
+    tile_less_one = Sub (tile, one)
+    raised = Add (count, tile_less_one)
+    tiles = Div (raised, tile)
+    padded_count = Mul (tiles, tile)
+    missing = Sub (padded_count, count)
+    zero = Constant <value_ints = [0]> ()
+    pads = Concat <axis = 0> (zero, zero, missing, zero)
+    padded = Pad (all_queries, pads)
+    tiled_shape = Concat <axis = 0> (tiles, tile, width)
+    tiled = Reshape (padded, tiled_shape)
+    search_columns = Transpose <perm = [1, 0]> (search)
+    tiled_found = Scan <num_scan_inputs = 1, body = one_tile (float[tq, sw] tile_queries) => (int64[tq] tile_found) {{
+        rank = MatMul (tile_queries, search_columns)
+        tile_found = ArgMin <axis = 1, keepdims = 0> (rank)
+    }}> (tiled)
+    padded_found = Reshape (tiled_found, minus_one)
+    list_found = Slice (padded_found, zero, count)
+    found = Reshape (list_found, frames_cells)
+"""
+
+_CANDIDATE_SEARCH = """
+    blocks = Gather <axis = 1> (queries, order)
+    candidate_rows = Gather <axis = 0> (search, candidates)
+    candidate_columns = Transpose <perm = [0, 1, 3, 2]> (candidate_rows)
+    rank = MatMul (blocks, candidate_columns)
+    local = ArgMin <axis = 3, keepdims = 0> (rank)
+    local_shape = Shape (local)
+    leading = Shape <start = 0, end = 2> (local)
+    candidate_count = Shape <start = 2, end = 3> (candidates)
+    lists_shape = Concat <axis = 0> (leading, candidate_count)
+    lists = Expand (candidates, lists_shape)
+    by_block = GatherElements <axis = 2> (lists, local)
+    in_order = Reshape (by_block, keep_frames)
+    found = Gather <axis = 1> (in_order, place)
+"""
+
+
+def nearest_residual_functions() -> list[onnx.FunctionProto]:
+    """The two operators as model-local functions."""
+    whole = parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>'
+        "NearestResidual (embedding, centre, projection, cell_code, search, rows) => (index, distance, residual) {"
+        f"{_QUERIES}{_TILED_SEARCH}{_SUBTRACT}}}"
+    )
+    candidates = parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>'
+        "NearestResidualCandidates (embedding, centre, projection, cell_code, search, rows, order, place, candidates)"
+        " => (index, distance, residual) {"
+        "    keep_frames = Constant <value_ints = [0, -1]> ()"
+        f"{_QUERIES}{_CANDIDATE_SEARCH}{_SUBTRACT}}}"
+    )
+    return [whole, candidates]
+
+
+_INPUTS = (
+    "float[N, D, h, w] embedding, float[D] centre, float[D, d] projection, float[cells, p] cell_code, "
+    "float[M, s] search, float[M, D] rows"
+)
+_SCALE = "float[1, D, 1, 1] residual_scale"
+_OUTPUTS = (
+    "int64[N, h, w] index, float[N, 1, h, w] distance, float[N, D, h, w] residual, float[N, D, h, w] relative"
+)
+_RELATIVE = "relative = Div (residual, residual_scale)"
+
+
+def _model(text: str, function: onnx.FunctionProto) -> onnx.ModelProto:
+    model = parser.parse_model(text)
+    model.functions.append(function)
+    onnx.checker.check_model(model)
+    return model
+
+
+def residual_model() -> onnx.ModelProto:
+    """``residual.onnx``: one ``NearestResidual`` node, and the residual divided by the bank's ``residual_scale``."""
+    return _model(
+        f"<ir_version: 9, {_OPSETS}> residual ({_INPUTS}, {_SCALE}) => ({_OUTPUTS}) {{"
+        f"index, distance, residual = {DOMAIN}.NearestResidual (embedding, centre, projection, cell_code, search, rows) {_RELATIVE} }}",
+        nearest_residual_functions()[0],
+    )
+
+
+def candidates_model() -> onnx.ModelProto:
+    """``residual_candidates.onnx``: the same around ``NearestResidualCandidates``."""
+    return _model(
+        f"<ir_version: 9, {_OPSETS}> residual_candidates "
+        f"({_INPUTS}, {_SCALE}, int64[B, q] order, int64[cells] place, int64[C, B, m] candidates) => ({_OUTPUTS}) {{"
+        f"index, distance, residual = {DOMAIN}.NearestResidualCandidates "
+        f"(embedding, centre, projection, cell_code, search, rows, order, place, candidates) {_RELATIVE} }}",
+        nearest_residual_functions()[1],
+    )
