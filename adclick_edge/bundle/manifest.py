@@ -150,13 +150,17 @@ def version_of(files: Mapping[str, FileEntry]) -> str:
 def seal(fields: Mapping[str, object], where: str) -> Manifest:
     """A manifest of plain JSON ``fields`` (all but ``manifest_sha256``), validated; ``where`` names it in errors."""
     try:
-        digest = hashlib.sha256(canonical_json(fields)).hexdigest()
-    except (TypeError, ValueError, RecursionError) as e:
-        raise BundleError(f"{where}: the manifest fields are not JSON ({e}); NaN and infinities are not either") from e
-    try:
-        return msgspec.convert({**fields, "manifest_sha256": digest}, Manifest)
+        manifest = msgspec.convert({**fields, "manifest_sha256": "0" * 64}, Manifest)
     except msgspec.ValidationError as e:
         raise BundleError(f"{where}: the manifest fields are wrong: {e}") from e
+    try:
+        # Over what will be written, defaults included, rather than over what was given.
+        written = msgspec.to_builtins(manifest)
+        del written["manifest_sha256"]
+        digest = hashlib.sha256(canonical_json(written)).hexdigest()
+    except (TypeError, ValueError, RecursionError) as e:
+        raise BundleError(f"{where}: the manifest fields are not JSON ({e}); NaN and infinities are not either") from e
+    return msgspec.structs.replace(manifest, manifest_sha256=digest)
 
 
 def encode_manifest(manifest: Manifest) -> bytes:

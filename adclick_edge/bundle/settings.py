@@ -21,8 +21,7 @@ class _Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def encode_settings(body: object, where: str) -> bytes:
     """``{"sha256": ..., "body": ...}`` of a JSON object or of a struct; ``where`` names the file in errors.
 
-    Raises BundleError for a body that would not come back as it was (NaN, integers beyond 64 bits, keys that are
-    not text).
+    Raises BundleError for a body that is not a JSON object or holds what no reader would accept, such as NaN.
     """
     try:
         plain = canonical_json(msgspec.to_builtins(body))

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import adclick_edge
 from adclick_edge.bundle.archive import add_file, ordered, zip_aside
-from adclick_edge.bundle.manifest import SCHEMA_VERSION, FileEntry, Manifest, encode_manifest, seal, version_of
+from adclick_edge.bundle.manifest import (
+    SCHEMA_VERSION,
+    FileEntry,
+    Manifest,
+    encode_manifest,
+    parse_manifest,
+    seal,
+    version_of,
+)
 from adclick_edge.bundle.names import CALIBRATION, MANIFEST, REGIONS, SETTINGS, name_problem
 from adclick_edge.bundle.settings import encode_settings
 from adclick_edge.errors import BundleError
@@ -112,7 +120,9 @@ def _fill(
         "adclick_edge_version": adclick_edge.__version__,
     }
     manifest = seal(fields, str(path))
-    (folder / MANIFEST).write_bytes(encode_manifest(manifest))
-    for name, data in settings.items():
-        (folder / name).write_bytes(data)
+    data = encode_manifest(manifest)
+    parse_manifest(data, str(path))  # a text or number that JSON takes but no reader accepts is found here, not later
+    (folder / MANIFEST).write_bytes(data)
+    for name, encoded in settings.items():
+        (folder / name).write_bytes(encoded)
     return manifest

@@ -8,6 +8,7 @@ from adclick_edge.data.images import read_image, read_mask
 from adclick_edge.data.layouts import LAYOUTS, Layout, detect_layout, layout_named
 from adclick_edge.data.layouts.layout import subfolders
 from adclick_edge.data.sample import Sample, Split
+from adclick_edge.data.splits import split_by_content
 from adclick_edge.errors import DataError, ImageError, UsageError
 
 __all__ = [
@@ -123,8 +124,6 @@ def with_split(product: Product, train_fraction: float, seed: int = 0) -> Produc
     Copies and near-copies of one picture stay together. Raises UsageError when the product has a split already or the
     fraction is not strictly between 0 and 1, DataError when a part stays empty.
     """
-    from adclick_edge.data.splits import split_by_content
-
     if product.has_split:
         raise UsageError(f"{product.root}: is already split into train and test; leave the split as it is")
     if not 0 < train_fraction < 1:

@@ -54,7 +54,7 @@ def read_header(data: bytes, name: str) -> ImageHeader:
             return _bmp(data, name)
         if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
             return _tiff(data, name)
-    except (struct.error, IndexError):
+    except (struct.error, IndexError, OverflowError):
         raise _truncated(name) from None
     raise _error(name, "not a PNG, JPEG, BMP or TIFF image", "convert it to PNG or remove it from the folder")
 

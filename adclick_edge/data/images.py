@@ -71,8 +71,10 @@ def read_mask(path: Path, shape: tuple[int, int]) -> NDArray[np.bool_]:
             f"{path}: the mask has {pixels.shape[1]} x {pixels.shape[0]} pixels, its image {shape[1]} x {shape[0]}; "
             "draw the mask in the image's own pixels"
         )
+    highest = int(pixels.max())
+    if highest == 0:
+        return np.zeros(pixels.shape[:2], np.bool_)
     values: NDArray[np.uint8] | NDArray[np.uint16] = pixels.max(axis=2)
-    highest = int(values.max())
     exact = header.format != "jpeg" and (highest <= MAX_CLASS_NUMBER or not np.any((values > 0) & (values < highest)))
     return np.asarray(values > 0 if exact else values > np.iinfo(values.dtype).max // 2)
 

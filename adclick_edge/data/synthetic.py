@@ -14,6 +14,7 @@ from adclick_edge.errors import UsageError
 __all__ = ["DefectMix", "add_defect", "cut_and_paste"]
 
 VISIBLE_LEVELS = 6  # of 255: less than this is no defect a person could label
+LEAST_PIXELS = 4  # a remnant smaller than this is drawn anew
 MAX_TRIES = 8
 
 
@@ -67,7 +68,7 @@ def add_defect(
             region = region & foreground
             damaged = np.where(foreground[..., None], damaged, image)
         mask = _visible(image, damaged, region)
-        if mask.any():
+        if np.count_nonzero(mask) >= LEAST_PIXELS:
             return damaged, mask
     return _inverted_speck(image, _random_point(image, foreground, rng), foreground)
 

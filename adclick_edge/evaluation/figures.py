@@ -75,7 +75,7 @@ def draw_scores(scores: ScoreHistogram, theme: Theme, *, threshold: float | None
         labelcolor=theme.text,
         ncols=3,
         loc="lower left",
-        bbox_to_anchor=(-0.03, 0.98),
+        bbox_to_anchor=(-0.03, 1.02),
         columnspacing=1.2,
         handlelength=1.4,
         borderaxespad=0,

@@ -41,7 +41,7 @@ _LISTS: Final[dict[WorstKind, tuple[str, str]]] = {
     ),
 }
 
-_LOW_FPR: Final = 0.05  # heat begins where this share of normal pixels lies above
+_LOW_FPR: Final = 0.02  # heat begins where this share of normal pixels lies above
 
 U8 = npt.NDArray[np.uint8]
 
@@ -165,9 +165,8 @@ def _data_uri(data: bytes, kind: str) -> str:
 def _plots(result: InspectionResult, curves: Curves) -> str:
     cards = []
     if curves.scores is not None:
-        cards.append(
-            _plot_card("Scores of frames", partial(draw_scores, curves.scores, threshold=result.f1_max_threshold))
-        )
+        draw = partial(draw_scores, curves.scores, threshold=result.f1_max_threshold)
+        cards.append(_plot_card("Scores of frames", draw))
     fpr, recall, precision = "false-positive rate", "recall", "precision"
     limit = result.fpr_limit
     for heading, curve, x_label, y_label, options in (
@@ -218,9 +217,8 @@ def _gallery(worst: Sequence[WorstImage], low: float, high: float) -> str:
         images = [image for image in worst if image.kind == kind]
         if images:
             figures = "\n".join(_figure(image, low, high) for image in images)
-            parts.append(
-                f'<h3 class="list">{heading}</h3>\n<p>{note}</p>\n<section class="gallery">\n{figures}\n</section>'
-            )
+            parts.append(f'<h3 class="list">{heading}</h3>\n<p>{note}</p>')
+            parts.append(f'<section class="gallery">\n{figures}\n</section>')
     return "\n".join(parts)
 
 

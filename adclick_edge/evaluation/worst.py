@@ -135,6 +135,8 @@ def _reduced(frame: U8) -> U8:
 def _highest(values: npt.NDArray[np.generic], frame_shape: tuple[int, ...]) -> F32:
     """Reduce a map so that its peaks stay: averaging would hide the small defects the report is to show."""
     width, height = _reduced_size(frame_shape)
-    step_y, step_x = -(-values.shape[0] // height), -(-values.shape[1] // width)
-    peaks = cv2.dilate(values.astype(np.float32), np.ones((step_y, step_x), dtype=np.uint8))
+    peaks = values.astype(np.float32)
+    for axis, size in enumerate((height, width)):
+        if peaks.shape[axis] > size:
+            peaks = np.maximum.reduceat(peaks, np.arange(size) * peaks.shape[axis] // size, axis=axis)
     return cv2.resize(peaks, (width, height), interpolation=cv2.INTER_NEAREST).astype(np.float32)

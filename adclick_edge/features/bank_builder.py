@@ -1,5 +1,6 @@
 """Building a bank from a stream of normal images, in memory bounded by the rows asked for (method section 1.4)."""
 
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt

@@ -52,15 +52,15 @@ def draw_overlay(
     height, width = frame.shape[:2]
     # A map may hold infinities or NaN where nothing is inspected: interpolation would spread them.
     scaled = np.clip((anomaly_map.astype(np.float64) - low) / (high - low), -4.0, 4.0).astype(np.float32)
-    scaled = cv2.resize(np.nan_to_num(scaled, nan=-4.0), (width, height), interpolation=cv2.INTER_LINEAR)
-    heat = np.clip(scaled * np.float32(_CONTOUR_HEAT), 0.0, 1.0)
+    resized = cv2.resize(np.nan_to_num(scaled, nan=-4.0), (width, height), interpolation=cv2.INTER_LINEAR)
+    heat = np.clip(resized * np.float32(_CONTOUR_HEAT), 0.0, 1.0)
     opacity = np.where(heat > 0, _FAINTEST + (_STRONGEST - _FAINTEST) * heat, 0.0)[..., None].astype(np.float32)
     colours = _colormap()[(heat * 255).astype(np.uint8)]
     drawn: U8 = np.rint(frame * (1 - opacity) + colours * opacity).astype(np.uint8)
-    thickness = max(1, round(max(height, width) / 400))
+    thickness = max(2, round(max(height, width) / 350))
     if mask is not None:
         _outline(drawn, mask, TRUTH_RGB, thickness)
-    _outline(drawn, scaled >= 1, CONTOUR_RGB, thickness)
+    _outline(drawn, resized >= 1, CONTOUR_RGB, thickness)
     return drawn
 
 

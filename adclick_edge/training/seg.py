@@ -19,6 +19,7 @@ from adclick_edge.console import progress_console
 from adclick_edge.data.dataset import open_product
 from adclick_edge.errors import TrainingError
 from adclick_edge.evaluation.inspection import InspectionMetrics
+from adclick_edge.features.backbones.fold import fold_batch_norms_in_place
 from adclick_edge.features.extractor import Extractor, build_extractor
 from adclick_edge.features.residual_torch import TorchBank, nearest_residual
 from adclick_edge.features.weights import load_weights
@@ -53,8 +54,10 @@ def train_seg(run: Path, config: RunConfig, *, device_name: str = "auto", stop_a
         elif rank == 0:
             write_config(run, config)
         torch.manual_seed(config.seed)
-        extractor = build_extractor(config.preset).to(device)
+        extractor = build_extractor(config.preset)
         load_weights(extractor.backbone, Path(config.backbone_file))
+        fold_batch_norms_in_place(extractor)
+        extractor.to(device)
         products = _load_products(config, extractor, device)
         if rank == 0:
             _write_inputs(run, config, products)

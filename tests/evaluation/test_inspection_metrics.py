@@ -327,6 +327,16 @@ def test_undefined_metrics_are_none_with_a_reason() -> None:
     assert {name for name, value in values.items() if value is None} == set(result.undefined)
 
 
+def test_of_equal_f1_the_highest_threshold_is_named() -> None:
+    metrics = InspectionMetrics()
+    flat = np.zeros((2, 2), dtype=np.float32)
+    for score, defects, normals in ((3.0, 1, 0), (2.0, 1, 3), (1.0, 1, 3)):  # 2/4, 4/8, 6/12
+        for defective in [True] * defects + [False] * normals:
+            metrics.add(flat, None, score, defective=defective)
+    result = metrics.compute()
+    assert (result.f1_max, result.f1_max_threshold) == (0.5, 3.0)
+
+
 def test_both_zeros_are_equal() -> None:
     mask = np.array([[True, False]])
     metrics = InspectionMetrics()

@@ -121,7 +121,7 @@ def _misplaced(rgb: Field, rng: np.random.Generator) -> Field:
     angle_deg = float(rng.choice([0, 90, 180, rng.uniform(0, 360)]))
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle_deg, float(rng.choice([1.0, log_uniform(rng, 0.5, 2)])))
     matrix[:, 2] += rng.uniform(-0.3, 0.3, 2) * (width, height)
-    moved = cv2.warpAffine(rgb, matrix, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+    moved = cv2.warpAffine(rgb, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
     return rgb + _blob(rgb, rng) * (moved - rgb)
 
 
@@ -133,7 +133,7 @@ def _bent(rgb: Field, rng: np.random.Generator) -> Field:
     y, x = np.mgrid[:height, :width].astype(np.float32)
     soft = cv2.GaussianBlur(blob, (0, 0), 3)
     moved = cv2.remap(
-        rgb, x + np.float32(pull[0]) * soft, y + np.float32(pull[1]) * soft, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101
+        rgb, x + np.float32(pull[0]) * soft, y + np.float32(pull[1]) * soft, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
     )
     return np.asarray(moved, np.float32)
 

@@ -69,8 +69,9 @@ def value_noise(rng: np.random.Generator, height: int, width: int, cell_px: floa
 
 
 def _warped(source: Field, matrix: npt.NDArray[np.float64], height: int, width: int) -> Field:
+    # Not BORDER_REFLECT_101: OpenCV reflects for ever on a source of one pixel.
     flags = cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP
-    warped = cv2.warpAffine(source, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+    warped = cv2.warpAffine(source, matrix, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(warped, np.float32)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from adclick_edge.data.procedural.fields import Field, log_uniform, standardised, value_noise
-from adclick_edge.data.procedural.textures import Piece, material_piece
+from adclick_edge.data.procedural.textures import Piece, material_family, material_piece
 
 __all__ = ["MAX_REGIONS", "Picture", "World"]
 
@@ -61,7 +61,7 @@ class World:
         self._light, self._blur_px = style.uniform(0, 0.06), float(style.choice([0.0, 0.6, 1.0]))
         self._quilt_cell, self._quilt_fixed = log_uniform(style, 0.2, 0.6), bool(style.random() < 0.5)
         self._grey = bool(style.random() < 0.35)
-        self.families = [material_piece(m, np.random.default_rng(0), 1, 1).family for m in self.materials]
+        self.families = [material_family(m) for m in self.materials]
 
     def picture(self, detail: np.random.Generator, height: int, width: int) -> Picture:
         """A normal picture of ``height`` x ``width`` pixels."""

@@ -12,7 +12,7 @@ import numpy as np
 from adclick_edge.data.procedural.fields import FAMILIES, Field, Grid, log_uniform, standardised, value_noise
 from adclick_edge.errors import UsageError
 
-__all__ = ["Piece", "material_piece", "random_texture"]
+__all__ = ["Piece", "material_family", "material_piece", "random_texture"]
 
 _NAMES = tuple(FAMILIES)
 
@@ -44,7 +44,7 @@ def material_piece(material: int, detail: np.random.Generator, height: int, widt
     if height < 1 or width < 1:
         raise UsageError(f"a texture of {height} x {width} pixels was asked for; both sides must be at least 1")
     style = np.random.default_rng(material)
-    family = int(style.integers(len(_NAMES)))
+    family = _family(style)
     angle_rad = float(style.choice([0.0, np.pi / 2]) if style.random() < 0.3 else style.uniform(0, np.pi))
     relief = _field(_NAMES[family], style, detail, height, width, angle_rad)
     if style.random() < 0.45:
@@ -52,6 +52,15 @@ def material_piece(material: int, detail: np.random.Generator, height: int, widt
         turned = angle_rad + float(style.uniform(0, np.pi))
         relief = standardised(relief + weight * _field(second, style, detail, height, width, turned))
     return Piece(_coloured(relief, style, detail), relief, family, angle_rad)
+
+
+def material_family(material: int) -> int:
+    """Index in ``fields.FAMILIES`` of the main pattern of a material."""
+    return _family(np.random.default_rng(material))
+
+
+def _family(style: np.random.Generator) -> int:
+    return int(style.integers(len(_NAMES)))
 
 
 def _field(

@@ -42,7 +42,16 @@ _DESIGN = (
     Part("D3", "led", 0.890, 0.790, 0.072, 0.056, _QUARTER, colour=_AMBER),
 )
 _LEADS = {"U1": {"e": 9, "s": 9, "w": 9, "n": 9}, "U2": {"e": 4, "w": 4}, "J1": {"way": 7}}
-_SWAPS = (("D1", "D2"), ("D2", "D3"), ("D1", "D3"), ("R2", "C4"), ("C4", "R3"), ("R3", "C5"), ("C2", "R4"), ("R4", "C3"))
+_SWAPS = (
+    ("D1", "D2"),
+    ("D2", "D3"),
+    ("D1", "D3"),
+    ("R2", "C4"),
+    ("C4", "R3"),
+    ("R3", "C5"),
+    ("C2", "R4"),
+    ("R4", "C3"),
+)
 _OMITTED = ("R1", "R2", "R3", "R4", "C1", "C2", "C3", "C4", "C5", "D1", "D2", "D3", "Y1", "L1", "U2")
 _HOLES = ((0.085, 0.085), (0.915, 0.085), (0.085, 0.915), (0.915, 0.915))
 
@@ -96,7 +105,9 @@ def _artwork(n: int) -> NDArray[np.uint8]:
 
     def block(target: NDArray[np.uint8], part: Part, dx: float, dy: float, w: float, h: float, *, frame: bool) -> None:
         c, s = np.cos(part.angle_rad), np.sin(part.angle_rad)
-        box, u, v = local_grid(n, (part.x + c * dx - s * dy, part.y + s * dx + c * dy), max(w, h) + 0.02, part.angle_rad)
+        box, u, v = local_grid(
+            n, (part.x + c * dx - s * dy, part.y + s * dx + c * dy), max(w, h) + 0.02, part.angle_rad
+        )
         sd = rounded_box(u, v, w, h, 0.003)
         cover = coverage(np.asarray(np.abs(sd) - 0.0022, np.float32) if frame else sd, n)
         target[box] = np.maximum(target[box], np.round(255 * cover).astype(np.uint8))
@@ -167,7 +178,9 @@ def _misprint(silk: F32, flaw: np.random.Generator, pose: NDArray[np.float32], s
         trail = cv2.blur(mark, (max(3, round(flaw.uniform(0.03, 0.06) * n)), 1))
         np.maximum(mark * np.float32(0.75), 1.3 * trail, out=mark)
     else:
-        turn = cv2.getRotationMatrix2D((mark.shape[1] / 2, mark.shape[0] / 2), flaw.choice([-1, 1]) * flaw.uniform(4, 9), 1)
+        turn = cv2.getRotationMatrix2D(
+            (mark.shape[1] / 2, mark.shape[0] / 2), flaw.choice([-1, 1]) * flaw.uniform(4, 9), 1
+        )
         turn[:, 2] += (0.4 * dx, 0.4 * dy)
         mark[:] = cv2.warpAffine(mark, turn.astype(np.float32), mark.shape[::-1])
 
@@ -218,7 +231,7 @@ def _bare_board(scene: np.random.Generator, layers: list[F32], n: int) -> Surfac
         for bare, over, tone in zip(_MASK, _MASK_ON_COPPER, hue, strict=True)
     ]
     relief = cv2.GaussianBlur(copper, (0, 0), 0.0014 * n) * np.float32(0.0016 * n) + np.float32(0.05) * weave
-    surface.lay(everything, board, height=np.asarray(relief, np.float32), colour=solder_mask, gloss=0.55)
+    surface.lay(everything, board, height=relief, colour=solder_mask, gloss=0.55)
     ink = silk * np.float32(0.9)
     surface.height += ink * np.float32(0.0008 * n)
     surface.lay(everything, ink, colour=(0.62, 0.63, 0.60), gloss=0.1)

@@ -14,7 +14,7 @@ import numpy as np
 from .lettering import text_cover
 from .surface import F32, Surface, coverage, disc, local_grid, ramp, rounded_box
 
-__all__ = ["DRAW", "Part", "Pins", "draw_part", "reach_of"]
+__all__ = ["Part", "Pins", "draw_part", "reach_of"]
 
 _TIN = (0.68, 0.67, 0.64)
 _GOLD = (0.80, 0.60, 0.24)
@@ -58,9 +58,9 @@ class Part:
     rows: dict[str, Pins] = field(default_factory=dict)
 
 
-def reach_of(part: Part) -> float:
-    """Half side of the square that holds the part, its leads and its solder."""
-    return 0.5 * float(np.hypot(part.width, part.height)) + 0.045
+def reach_of(part: Part) -> tuple[float, float]:
+    """Half width and half height of the box that holds the part, its leads and its solder."""
+    return part.width / 2 + 0.045, part.height / 2 + 0.045
 
 
 @lru_cache(maxsize=64)
@@ -68,13 +68,13 @@ def _label(text: str, width_px: int, height_px: int) -> F32:
     return text_cover(text, width_px, height_px).astype(np.float32) / np.float32(255)
 
 
-def _print(surface: Surface, part: Part, n: int, width: float, height: float, shade: float, dy: float = 0.0) -> None:
+def _print(surface: Surface, part: Part, n: int, width: float, height: float, shade: float) -> None:
     """Print the part's label on its top."""
-    box, u, v = local_grid(n, (part.x, part.y), max(width, height), part.angle_rad)
+    box, u, v = local_grid(n, (part.x, part.y), (width * 0.55, height * 0.55), part.angle_rad)
     letters = _label(part.label, round(width * n), max(round(height * n), 3))
     h, w = letters.shape
     map_x = np.asarray((u / width + 0.5) * w - 0.5, np.float32)
-    map_y = np.asarray(((v - dy) / height + 0.5) * h - 0.5, np.float32)
+    map_y = np.asarray((v / height + 0.5) * h - 0.5, np.float32)
     cover = cv2.remap(letters, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     surface.lay(box, np.asarray(cover, np.float32), colour=(shade, shade, shade * 0.97), gloss=0.2)
 
@@ -86,19 +86,26 @@ def _leads(surface: Surface, part: Part, n: int, side: str, body_half: float, le
     count = len(pins.lean)
     middle = body_half + 0.5 * length
     centre = (part.x + middle * float(np.cos(turn)), part.y + middle * float(np.sin(turn)))
-    box, u, v = local_grid(n, centre, max(length, 0.5 * count * pitch) + 0.02, turn)
+    box, u, v = local_grid(n, centre, (length + 0.01, 0.5 * count * pitch + 0.02), turn)
     out = np.asarray(u / length + 0.5, np.float32)  # 0 at the body, 1 at the tip
     lead = np.clip(np.floor(v / pitch + count / 2), 0, count - 1).astype(np.int32)
     lean, lift, long = (np.asarray(a, np.float32).take(lead) for a in (pins.lean, pins.lift, pins.length))
     across = v - (lead - (count - 1) / 2) * np.float32(pitch) - lean * np.clip(out, 0, 1.3) ** 2
     across = np.asarray(across, np.float32)
-    fillet = rounded_box(np.asarray(u - 0.30 * length, np.float32), across, 0.42 * length, 0.36 * pitch, 0.2 * pitch)
-    surface.lay(box, coverage(fillet, n), height=0.0035 * n * ramp(-fillet, 0, 0.004), colour=_TIN, metal=1.0, gloss=0.6)
+    fillet = rounded_box(u - 0.30 * length, across, 0.42 * length, 0.36 * pitch, 0.2 * pitch)
+    surface.lay(
+        box, coverage(fillet, n), height=0.0035 * n * ramp(-fillet, 0, 0.004), colour=_TIN, metal=1.0, gloss=0.6
+    )
     sd = np.maximum(np.abs(across) - np.float32(0.22 * pitch), np.maximum(-out, out - long) * np.float32(length))
     shoulder = 0.018 * (1 - ramp(out, 0.15, 0.6)) + 0.005 + 0.02 * lift * np.clip(out, 0, 1)
     height = (shoulder - 0.25 * across * across / pitch) * n
     surface.lay(
-        box, coverage(np.asarray(sd, np.float32), n), height=np.asarray(height, np.float32), colour=_TIN, metal=1.0, gloss=0.6
+        box,
+        coverage(sd, n),
+        height=height,
+        colour=_TIN,
+        metal=1.0,
+        gloss=0.6,
     )
 
 
@@ -106,14 +113,14 @@ def _ic(surface: Surface, part: Part, n: int) -> None:
     for side, pins in part.rows.items():
         along, body_half = (part.height, part.width / 2) if side in "ew" else (part.width, part.height / 2)
         _leads(surface, part, n, side, body_half, 0.036, along * 0.94 / len(pins.lean))
-    box, u, v = local_grid(n, (part.x, part.y), 0.75 * max(part.width, part.height), part.angle_rad)
+    box, u, v = local_grid(n, (part.x, part.y), reach_of(part), part.angle_rad)
     sd = rounded_box(u, v, part.width / 2, part.height / 2, 0.006)
     top = 0.030 - 0.014 * (1 - ramp(-sd, 0.0, 0.010))
     corner = (-part.width / 2 + 0.025, -part.height / 2 + 0.025)
     dimple = disc(u - np.float32(corner[0]), v - np.float32(corner[1]), 0.011)
     top = (top - 0.003 * ramp(-dimple, -0.001, 0.004)) * n
     colour = tuple(c * part.tone for c in _PLASTIC)
-    surface.lay(box, coverage(sd, n), height=np.asarray(top, np.float32), colour=colour, metal=0.0, gloss=0.12)
+    surface.lay(box, coverage(sd, n), height=top, colour=colour, metal=0.0, gloss=0.12)
     if part.label:
         _print(surface, part, n, 0.62 * part.width, min(0.042, 0.2 * part.height), 0.20)
 
@@ -126,14 +133,14 @@ def _chip(surface: Surface, part: Part, n: int) -> None:
         shifted = u - np.float32(side * (half_w - 0.001))
         fillet = rounded_box(shifted, v, 0.016, half_h * 0.98, 0.006)
         slope = 0.013 * ramp(-fillet, 0.0, 0.012) * n
-        surface.lay(box, coverage(fillet, n), height=np.asarray(slope, np.float32), colour=_TIN, metal=1.0, gloss=0.7)
+        surface.lay(box, coverage(fillet, n), height=slope, colour=_TIN, metal=1.0, gloss=0.7)
     sd = rounded_box(u, v, half_w, half_h, 0.003)
     soft = 0.003 if part.sort == "resistor" else 0.007
     top = (0.016 if part.sort == "resistor" else 0.024) - 0.006 * (1 - ramp(-sd, 0.0, soft))
-    surface.lay(box, coverage(sd, n), height=np.asarray(top * n, np.float32), colour=_TIN, metal=0.9, gloss=0.45)
+    surface.lay(box, coverage(sd, n), height=top * n, colour=_TIN, metal=0.9, gloss=0.45)
     middle = np.maximum(sd, np.abs(u) - np.float32(half_w * 0.66))
     colour = tuple(c * part.tone for c in part.colour)
-    surface.lay(box, coverage(np.asarray(middle, np.float32), n), colour=colour, metal=0.0, gloss=0.35)
+    surface.lay(box, coverage(middle, n), colour=colour, metal=0.0, gloss=0.35)
     if part.label:
         _print(surface, part, n, half_w * 1.02, half_h * 0.95, 0.55)
 
@@ -145,16 +152,18 @@ def _can(surface: Surface, part: Part, n: int) -> None:
     for side in (-1, 1):
         tab = rounded_box(u - np.float32(side * half), v, 0.024, 0.011, 0.004)
         surface.lay(box, coverage(tab, n), height=0.004 * n, colour=_TIN, metal=1.0, gloss=0.6)
-    foot = np.maximum(rounded_box(u, v, half, half, 0.004), (np.abs(u) + v) * np.float32(0.7071) - np.float32(half * 1.14))
-    surface.lay(box, coverage(np.asarray(foot, np.float32), n), height=0.010 * n, colour=_PLASTIC, metal=0.0, gloss=0.3)
+    foot = np.maximum(
+        rounded_box(u, v, half, half, 0.004), (np.abs(u) + v) * np.float32(0.7071) - np.float32(half * 1.14)
+    )
+    surface.lay(box, coverage(foot, n), height=0.010 * n, colour=_PLASTIC, metal=0.0, gloss=0.3)
     sd = disc(u, v, half * 0.93)
     bead = ramp(-sd, 0.0, 0.008) - 0.25 * ramp(-sd, 0.010, 0.018)
     cross = np.minimum(np.abs(u + v), np.abs(u - v))
     score = ramp(0.004 - cross, 0.0, 0.003) * (sd < -0.03)
     top = (0.052 + 0.014 * bead - 0.0015 * score) * n
-    surface.lay(box, coverage(sd, n), height=np.asarray(top, np.float32), colour=(0.62, 0.62, 0.63), metal=1.0, gloss=0.3)
+    surface.lay(box, coverage(sd, n), height=top, colour=(0.62, 0.62, 0.63), metal=1.0, gloss=0.3)
     sector = np.maximum(sd + np.float32(0.016), u + np.float32(half * 0.42))
-    surface.lay(box, coverage(np.asarray(sector, np.float32), n), colour=(0.03, 0.03, 0.035), metal=0.0, gloss=0.3)
+    surface.lay(box, coverage(sector, n), colour=(0.03, 0.03, 0.035), metal=0.0, gloss=0.3)
 
 
 def _led(surface: Surface, part: Part, n: int) -> None:
@@ -162,13 +171,15 @@ def _led(surface: Surface, part: Part, n: int) -> None:
     box, u, v = local_grid(n, (part.x, part.y), reach_of(part), part.angle_rad)
     for side in (-1, 1):
         fillet = rounded_box(u - np.float32(side * part.width / 2), v, 0.012, part.height * 0.36, 0.005)
-        surface.lay(box, coverage(fillet, n), height=0.006 * n * ramp(-fillet, 0, 0.008), colour=_TIN, metal=1.0, gloss=0.7)
+        surface.lay(
+            box, coverage(fillet, n), height=0.006 * n * ramp(-fillet, 0, 0.008), colour=_TIN, metal=1.0, gloss=0.7
+        )
     sd = rounded_box(u, v, part.width / 2, part.height / 2, 0.005)
     white = (0.66 * part.tone, 0.65 * part.tone, 0.60 * part.tone)
     surface.lay(box, coverage(sd, n), height=0.022 * n * ramp(-sd, -0.004, 0.004), colour=white, metal=0.0, gloss=0.3)
     cup = disc(u, v, min(part.width, part.height) * 0.36)
     resin = (0.021 - 0.006 * ramp(-cup, 0, 0.007) + 0.004 * ramp(-cup, 0.004, 0.022)) * n
-    surface.lay(box, coverage(cup, n), height=np.asarray(resin, np.float32), colour=part.colour, gloss=0.9)
+    surface.lay(box, coverage(cup, n), height=resin, colour=part.colour, gloss=0.9)
     die = rounded_box(u, v, 0.0045, 0.0045)
     surface.lay(box, coverage(die, n), colour=tuple(0.4 * c for c in part.colour))
 
@@ -179,7 +190,7 @@ def _header(surface: Surface, part: Part, n: int) -> None:
     sd = rounded_box(u, v, part.width / 2, part.height / 2, 0.005)
     cream = (0.60 * part.tone, 0.56 * part.tone, 0.44 * part.tone)
     top = 0.040 - 0.006 * (1 - ramp(-sd, 0.0, 0.005))
-    surface.lay(box, coverage(sd, n), height=np.asarray(top * n, np.float32), colour=cream, metal=0.0, gloss=0.25)
+    surface.lay(box, coverage(sd, n), height=top * n, colour=cream, metal=0.0, gloss=0.25)
     wall = rounded_box(u, np.asarray(v - 0.006, np.float32), part.width / 2 - 0.011, part.height / 2 - 0.017, 0.004)
     surface.lay(box, coverage(wall, n), height=0.017 * n, colour=tuple(0.72 * c for c in cream), gloss=0.2)
     pins = part.rows["way"]
@@ -191,7 +202,7 @@ def _header(surface: Surface, part: Part, n: int) -> None:
     dv = np.asarray(v - 0.006 - np.float32(0.4) * np.abs(lean), np.float32)
     pin = rounded_box(du, dv, 0.0085, 0.0085, 0.002)
     height = (0.030 + 0.010 * ramp(-pin, 0.0, 0.006)) * n
-    surface.lay(box, coverage(pin, n), height=np.asarray(height, np.float32), colour=_GOLD, metal=1.0, gloss=0.6)
+    surface.lay(box, coverage(pin, n), height=height, colour=_GOLD, metal=1.0, gloss=0.6)
 
 
 def _crystal(surface: Surface, part: Part, n: int) -> None:
@@ -201,7 +212,7 @@ def _crystal(surface: Surface, part: Part, n: int) -> None:
     surface.lay(box, flange, height=0.006 * n, colour=(0.60, 0.59, 0.56), metal=1.0, gloss=0.4)
     inner = np.asarray(sd + 0.008, np.float32)
     top = (0.008 + 0.030 * ramp(-inner, 0.0, 0.010)) * n
-    surface.lay(box, coverage(inner, n), height=np.asarray(top, np.float32), colour=(0.66, 0.65, 0.62), metal=1.0, gloss=0.45)
+    surface.lay(box, coverage(inner, n), height=top, colour=(0.66, 0.65, 0.62), metal=1.0, gloss=0.45)
     _print(surface, part, n, 0.62 * max(part.width, part.height), 0.026, 0.12)
 
 
@@ -213,11 +224,11 @@ def _coil(surface: Surface, part: Part, n: int) -> None:
     gap = ramp(0.005 - np.abs(ring), 0.0, 0.004)
     top = (0.040 - 0.010 * (1 - ramp(-sd, 0.0, 0.007)) - 0.006 * gap) * n
     grey = 0.055 * part.tone
-    surface.lay(box, coverage(sd, n), height=np.asarray(top, np.float32), colour=(grey, grey, grey * 1.05), metal=0.0, gloss=0.2)
+    surface.lay(box, coverage(sd, n), height=top, colour=(grey, grey, grey * 1.05), metal=0.0, gloss=0.2)
     _print(surface, part, n, part.width * 0.5, part.height * 0.24, 0.42)
 
 
-DRAW: dict[str, Callable[[Surface, Part, int], None]] = {
+_DRAW: dict[str, Callable[[Surface, Part, int], None]] = {
     "can": _can,
     "capacitor": _chip,
     "coil": _coil,
@@ -230,4 +241,4 @@ DRAW: dict[str, Callable[[Surface, Part, int], None]] = {
 
 
 def draw_part(surface: Surface, part: Part, n: int) -> None:
-    DRAW[part.sort](surface, part, n)
+    _DRAW[part.sort](surface, part, n)

@@ -70,9 +70,9 @@ def _reflection_table(light: Light) -> F32:
     rx, ry, rz = 2 * nz * nx, 2 * nz * ny, 2 * nz * nz - 1
     key = rx * lx + ry * ly + rz * lz
     back = -rx * lx - ry * ly + rz * lz
-    dome = 0.16 + 0.34 * ramp(np.asarray(rz, np.float32), -0.35, 0.75)
+    dome = 0.16 + 0.34 * ramp(rz, -0.35, 0.75)
     # The lens looks through a hole in the dome: a mirror that faces the camera sees it dark.
-    port = 1 - 0.35 * ramp(np.asarray(rz, np.float32), 0.955, 0.995)
+    port = 1 - 0.35 * ramp(rz, 0.955, 0.995)
     broad = dome + 1.5 * np.exp(7 * (key - 1)) + 0.25 * np.exp(7 * (back - 1))
     tight = dome * port + 4.5 * np.exp(34 * (key - 1)) + 0.5 * np.exp(30 * (back - 1))
     return np.ascontiguousarray(np.stack([diffuse, broad, tight], axis=-1), np.float32)

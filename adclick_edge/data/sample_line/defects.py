@@ -81,7 +81,9 @@ def crack(surface: Surface, region: Region, rng: np.random.Generator, strength: 
     line = _stroke(n, path, width)
     for _ in range(int(rng.integers(0, 3))):
         root = path[int(rng.integers(len(path) // 4, len(path)))]
-        fork = wander(rng, (0, 0), length * rng.uniform(0.2, 0.45), turn=0.5, steps=9, angle_rad=angle + rng.normal(0, 1))
+        fork = wander(
+            rng, (0, 0), length * rng.uniform(0.2, 0.45), turn=0.5, steps=9, angle_rad=angle + rng.normal(0, 1)
+        )
         line = np.maximum(line, _stroke(n, fork - fork[0] + root, width * 0.6))
     line = _soft(line, 0.0011 * n) * region
     depth = strength * rng.uniform(0.55, 1.1)
@@ -113,7 +115,7 @@ def stain(surface: Surface, region: Region, rng: np.random.Generator, strength: 
     box, u, v = local_grid(n, centre, 2.0 * radius, rng.uniform(0, np.pi))
     edge = smooth_field(rng, n, int(rng.integers(9, 22)))[box]
     far = np.hypot(u, v * np.float32(rng.uniform(1, 1.8))) / np.float32(radius) + 0.28 * edge
-    body = 1 - ramp(np.asarray(far, np.float32), 0.62, 1.0)
+    body = 1 - ramp(far, 0.62, 1.0)
     rim = body * (1 - body) * 4
     tint, wet = (
         ((0.30, 0.26, 0.20), 0.25),

@@ -41,8 +41,8 @@ class NoiseFree:
     """A frame before the sensor's noise, and the same part under the same light without its defect.
 
     ``picture`` and ``reference`` are grey levels 0..255, float32 ``[3, size, size]``; ``linear`` is the picture's
-    light, likewise; ``mask`` and ``footprint`` are bool ``[size, size]``. ``footprint`` is where a missing or swapped part
-    belongs, and empty for structural defects.
+    light, likewise; ``mask`` and ``footprint`` are bool ``[size, size]``. ``footprint`` is where a missing or swapped
+    part belongs, and empty for structural defects.
     """
 
     picture: F32

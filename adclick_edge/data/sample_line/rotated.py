@@ -55,7 +55,7 @@ def _hole(surface: Surface, centre: tuple[float, float], n: int) -> None:
     inside = coverage(sd, n)
     thread = np.abs(((-sd * 260) % 1) - 0.5).astype(np.float32)
     depth = surface.height[box] + np.float32(n) * (np.maximum(sd, -0.012) * np.float32(2.2) + 0.002 * thread)
-    surface.lay(box, inside, height=np.asarray(depth, np.float32), gloss=0.4)
+    surface.lay(box, inside, height=depth, gloss=0.4)
     surface.lay(box, coverage(sd + np.float32(0.012), n), colour=(0.012, 0.012, 0.013), metal=0.0)
     surface.albedo[:, box[0], box[1]] *= 1 - 0.6 * ramp(-sd, 0.0, 0.014)
 
@@ -78,7 +78,7 @@ def _hex(surface: Surface, centre: tuple[float, float], n: int, base: float, tur
     crown = 0.028 - 0.22 * np.clip(r - 0.0335, 0, None) - 0.006 * (1 - ramp(-sd, 0.0, 0.004))
     stamp = ramp(-np.abs(np.asarray(r - 0.019, np.float32)), -0.003, 0.0)
     crown = (crown - 0.0016 * stamp) * n + base
-    surface.lay(box, coverage(sd, n), height=np.asarray(crown, np.float32), colour=_ZINC, metal=1.0, gloss=0.55)
+    surface.lay(box, coverage(sd, n), height=crown, colour=_ZINC, metal=1.0, gloss=0.55)
 
 
 def _socket(surface: Surface, centre: tuple[float, float], n: int, base: float, turn: float) -> None:
@@ -88,7 +88,12 @@ def _socket(surface: Surface, centre: tuple[float, float], n: int, base: float, 
     sd = np.asarray(disc(u, v, 0.040) + knurl, np.float32)
     top = 0.030 - 0.012 * (1 - ramp(-sd, 0.0, 0.007)) ** 2
     surface.lay(
-        box, coverage(sd, n), height=np.asarray(base + top * n, np.float32), colour=(0.075, 0.075, 0.082), metal=0.5, gloss=0.5
+        box,
+        coverage(sd, n),
+        height=base + top * n,
+        colour=(0.075, 0.075, 0.082),
+        metal=0.5,
+        gloss=0.5,
     )
     bore = np.full_like(u, -1.0)
     for k in range(3):
@@ -122,7 +127,9 @@ def draw_flange(
     cx, cy = 0.5 + scene.normal(0, 0.010, 2).clip(-0.022, 0.022)
     turn = scene.uniform(0, 2 * np.pi)
     groove = cv2.GaussianBlur(scene.standard_normal(8 * n).astype(np.float32)[None, :], (0, 0), 6)[0]
-    feed = np.cos(np.arange(8 * n, dtype=np.float32) * np.float32(2 * np.pi / (8 * n * 0.0061) * scene.uniform(0.95, 1.05)))
+    feed = np.cos(
+        np.arange(8 * n, dtype=np.float32) * np.float32(2 * np.pi / (8 * n * 0.0061) * scene.uniform(0.95, 1.05))
+    )
     groove = groove * np.float32(0.24 / groove.std()) + np.float32(0.12) * feed
     axis = (np.arange(n, dtype=np.float32) + 0.5) / n
     r = np.hypot((axis - np.float32(cx))[None, :], (axis - np.float32(cy))[:, None]).astype(np.float32)

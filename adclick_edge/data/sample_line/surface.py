@@ -7,15 +7,17 @@ differences are slopes. A surface is drawn larger than the picture and scaled do
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Box", "F32", "Surface", "coverage", "disc", "grain", "local_grid", "ramp", "rounded_box", "smooth_field"]
+__all__ = ["F32", "Box", "Surface", "coverage", "disc", "grain", "local_grid", "ramp", "rounded_box", "smooth_field"]
 
 F32 = NDArray[np.float32]
 Box = tuple[slice, slice]
+Shape = NDArray[np.floating[Any]]
 
 
 @dataclass
@@ -36,7 +38,8 @@ class Surface:
     def plain(cls, n: int, colour: Sequence[float], *, gloss: float = 0.2) -> "Surface":
         albedo = np.empty((3, n, n), np.float32)
         albedo[:] = np.asarray(colour, np.float32)[:, None, None]
-        return cls(np.zeros((n, n), np.float32), albedo, np.zeros((n, n), np.float32), np.full((n, n), gloss, np.float32))
+        height, metal = np.zeros((2, n, n), np.float32)
+        return cls(height, albedo, metal, np.full((n, n), gloss, np.float32))
 
     @property
     def side(self) -> int:
@@ -47,7 +50,7 @@ class Surface:
         box: Box,
         cover: F32,
         *,
-        height: F32 | float | None = None,
+        height: Shape | float | None = None,
         colour: Sequence[float] | Sequence[F32] | None = None,
         metal: float | None = None,
         gloss: float | None = None,
@@ -66,44 +69,53 @@ class Surface:
                 part += cover * (np.float32(value) - part)
 
 
-def local_grid(n: int, centre: tuple[float, float], reach: float, angle_rad: float = 0.0) -> tuple[Box, F32, F32]:
-    """The square of half side ``reach`` (units) round ``centre`` (x, y in units) and its coordinates in a turned frame.
+def local_grid(
+    n: int, centre: tuple[float, float], reach: float | tuple[float, float], angle_rad: float = 0.0
+) -> tuple[Box, F32, F32]:
+    """The surroundings of ``centre`` (x, y in units) and their coordinates in a turned frame.
+
+    ``reach`` is half the side of a square, or the half width and half height of a box in the turned frame (units).
 
     Returns the box in render pixels, clipped to the frame, and ``u, v`` float32 ``[h, w]`` in units.
     """
     x, y = centre
-    x0, x1 = (min(max(int(np.floor((x + s * reach) * n)) + (s > 0), 0), n) for s in (-1, 1))
-    y0, y1 = (min(max(int(np.floor((y + s * reach) * n)) + (s > 0), 0), n) for s in (-1, 1))
+    c, s = float(np.cos(angle_rad)), float(np.sin(angle_rad))
+    if isinstance(reach, tuple):
+        reach_x, reach_y = abs(c) * reach[0] + abs(s) * reach[1], abs(s) * reach[0] + abs(c) * reach[1]
+    else:
+        reach_x = reach_y = reach
+    x0, x1 = (min(max(int(np.floor((x + side * reach_x) * n)) + (side > 0), 0), n) for side in (-1, 1))
+    y0, y1 = (min(max(int(np.floor((y + side * reach_y) * n)) + (side > 0), 0), n) for side in (-1, 1))
     dx = ((np.arange(x0, x1, dtype=np.float32) + 0.5) / n - x)[None, :]
     dy = ((np.arange(y0, y1, dtype=np.float32) + 0.5) / n - y)[:, None]
-    c, s = np.float32(np.cos(angle_rad)), np.float32(np.sin(angle_rad))
-    return (slice(y0, y1), slice(x0, x1)), dx * c + dy * s, dy * c - dx * s
+    u, v = np.asarray(dx * c + dy * s, np.float32), np.asarray(dy * c - dx * s, np.float32)
+    return (slice(y0, y1), slice(x0, x1)), u, v
 
 
-def rounded_box(u: F32, v: F32, half_width: float, half_height: float, radius: float = 0.0) -> F32:
+def rounded_box(u: Shape, v: Shape, half_width: float, half_height: float, radius: float = 0.0) -> F32:
     """Signed distance (units, negative inside) to a box with rounded corners."""
     qu, qv = np.abs(u) - np.float32(half_width - radius), np.abs(v) - np.float32(half_height - radius)
     outside = np.hypot(np.maximum(qu, 0), np.maximum(qv, 0))
     return np.asarray(outside + np.minimum(np.maximum(qu, qv), 0) - np.float32(radius), np.float32)
 
 
-def disc(u: F32, v: F32, radius: float) -> F32:
+def disc(u: Shape, v: Shape, radius: float) -> F32:
     """Signed distance (units, negative inside) to a disc."""
     return np.asarray(np.hypot(u, v) - np.float32(radius), np.float32)
 
 
-def coverage(distance: F32, n: int) -> F32:
+def coverage(distance: Shape, n: int) -> F32:
     """How much of each render pixel lies inside a shape, from its signed distance in units."""
     return np.asarray(np.clip(0.5 - distance * n, 0, 1), np.float32)
 
 
-def ramp(x: F32, low: float, high: float) -> F32:
+def ramp(x: Shape, low: float, high: float) -> F32:
     """Smooth step from 0 at ``low`` to 1 at ``high``."""
     t = np.asarray(x, np.float32) - np.float32(low)
     t *= np.float32(1 / (high - low))
     np.maximum(t, 0, out=t)
     np.minimum(t, 1, out=t)
-    return t * t * (np.float32(3) - np.float32(2) * t)
+    return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
 @lru_cache(maxsize=12)
@@ -111,7 +123,7 @@ def _noise_tile(side: int, sigma_px: float) -> F32:
     tile = np.random.default_rng(round(sigma_px * 1000)).standard_normal((side, side), dtype=np.float32)
     if sigma_px > 0:
         tile = np.asarray(cv2.GaussianBlur(tile, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT), np.float32)
-    tile = (tile - tile.mean()) / tile.std()
+    tile = np.asarray((tile - tile.mean()) / tile.std(), np.float32)
     tile.setflags(write=False)
     return tile
 

@@ -110,11 +110,15 @@ def draw_fabric(
         warp_top -= 6 * (1 - ramp(far + ragged + ends[warp.index & 63], radius - 0.15, radius + 0.15))
         weft_top -= 6 * (1 - ramp(far + ragged + ends[weft.index & 63], radius - 0.15, radius + 0.15))
 
-    twist = _cos(np.where(warp_top > weft_top, 1.3 * warp.across + 1.1 * v, 1.3 * weft.across - 1.1 * u).astype(np.float32))
+    twist = _cos(
+        np.where(warp_top > weft_top, 1.3 * warp.across + 1.1 * v, 1.3 * weft.across - 1.1 * u).astype(np.float32)
+    )
     over = ramp(warp_top - weft_top, -0.06, 0.06)
     top = np.maximum(np.maximum(warp_top, weft_top), np.float32(-1.2))
     pitch_px = n / threads
-    height = top * np.float32(0.36 * pitch_px) + np.float32(0.05 * pitch_px) * twist + np.float32(0.03 * pitch_px) * fuzz
+    height = (
+        top * np.float32(0.36 * pitch_px) + np.float32(0.05 * pitch_px) * twist + np.float32(0.03 * pitch_px) * fuzz
+    )
 
     tone = scene.normal(1, 0.055, (2, 4096)).astype(np.float32)
     slub = 1 + 0.05 * smooth_field(scene, n, 24) + 0.09 * fuzz + 0.10 * twist
