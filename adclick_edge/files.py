@@ -1,5 +1,6 @@
 """Files that are never seen half-written: write aside, fsync, rename."""
 
+import ctypes
 import hashlib
 import os
 import shutil
@@ -45,8 +46,8 @@ def write_text(path: Path, text: str) -> None:
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success it takes the place of ``path``, on error it is removed.
 
-    A folder that stood at ``path`` is moved aside first and removed last, so that at every moment either the old
-    or the new folder is complete on disk.
+    A folder that stood at ``path`` is exchanged for the new one in one step where the system can (Linux), so that a
+    reader always finds one of the two, complete.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{path.name}.new.", dir=path.parent))
@@ -60,17 +61,41 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 fsync_folder(file)
         fsync_folder(new)
         os.chmod(new, 0o755)
-        old = None
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.replace(path, old)
-        os.replace(new, path)
+        if not path.exists():
+            os.replace(new, path)
+        elif not _exchange(new, path):
+            _swap_by_renames(new, path)
         fsync_folder(path.parent)
-        if old is not None:
-            shutil.rmtree(old)
-    except BaseException:
+    finally:
+        # Holds the new folder after a failure, the old one after an exchange, nothing otherwise.
         shutil.rmtree(new, ignore_errors=True)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Let two names change places in one step; False where kernel or file system cannot."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):
+        return False
+    at_fdcwd, rename_exchange = -100, 2
+    done: int = renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange)
+    return done == 0
+
+
+def _swap_by_renames(new: Path, path: Path) -> None:
+    """Put ``new`` at ``path`` and the old folder at ``new``; the old one goes back if that fails half-way."""
+    aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+    try:
+        os.replace(path, aside)
+    except BaseException:
+        aside.rmdir()
         raise
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    os.replace(aside, new)
 
 
 def sha256_file(path: Path) -> str:

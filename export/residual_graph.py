@@ -1,7 +1,7 @@
 """``NearestResidual`` as ONNX: one node of a domain of ours, with a function body of standard operators.
 
-A back end that has the fused kernel replaces the node; any other runs the body. The bank comes in as inputs, so it can be
-replaced without export. Two operators share everything but the search:
+A back end that has the fused kernel replaces the node; any other runs the body. The bank comes in as inputs, so it can
+be replaced without export. Two operators share everything but the search:
 
 * ``NearestResidual(embedding, centre, projection, cell_code, search, rows)`` searches the whole bank, in tiles of
   queries such that no product exceeds ``TILE_BYTES``;
@@ -139,9 +139,7 @@ _INPUTS = (
     "float[M, s] search, float[M, D] rows"
 )
 _SCALE = "float[1, D, 1, 1] residual_scale"
-_OUTPUTS = (
-    "int64[N, h, w] index, float[N, 1, h, w] distance, float[N, D, h, w] residual, float[N, D, h, w] relative"
-)
+_OUTPUTS = "int64[N, h, w] index, float[N, 1, h, w] distance, float[N, D, h, w] residual, float[N, D, h, w] relative"
 _RELATIVE = "relative = Div (residual, residual_scale)"
 
 
@@ -156,7 +154,9 @@ def residual_model() -> onnx.ModelProto:
     """``residual.onnx``: one ``NearestResidual`` node, and the residual divided by the bank's ``residual_scale``."""
     return _model(
         f"<ir_version: 9, {_OPSETS}> residual ({_INPUTS}, {_SCALE}) => ({_OUTPUTS}) {{"
-        f"index, distance, residual = {DOMAIN}.NearestResidual (embedding, centre, projection, cell_code, search, rows) {_RELATIVE} }}",
+        f"index, distance, residual = {DOMAIN}.NearestResidual "
+        f""
+        f"(embedding, centre, projection, cell_code, search, rows) {_RELATIVE} }}",
         nearest_residual_functions()[0],
     )
 

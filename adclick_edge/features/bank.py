@@ -125,7 +125,9 @@ class Bank:
         (-1 = none), for leave-one-out. ValueError if the grid is another than the bank's or no row is left.
         """
         if embedding.shape[1:] != (self.dims, *self.grid):
-            raise ValueError(f"embedding of shape {embedding.shape} against a bank of {self.dims} dims on grid {self.grid}")
+            raise ValueError(
+                f"embedding of shape {embedding.shape} against a bank of {self.dims} dims on grid {self.grid}"
+            )
         out_index, out_residual = [], []
         for n, frame in enumerate(embedding):
             queries = self.queries(frame)
@@ -160,7 +162,9 @@ class Bank:
             about: Mapping[str, str] = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})
             tensors = safetensors.numpy.load(data)
             if about.get("schema") != "1":
-                raise BundleError(f"{name}: bank of schema {about.get('schema')!r}, this version reads '1'; make it anew")
+                raise BundleError(
+                    f"{name}: bank of schema {about.get('schema')!r}, this version reads '1'; make it anew"
+                )
             grid = json.loads(about["grid"])
             bank = cls(
                 **{key: tensors[key] for key in _TENSORS},

@@ -36,8 +36,16 @@ class BankBuilder:
         self._windows: list[F32] = []
         self._probe: list[tuple[float, int, int, F32]] = []  # (random key, image, cell, feature)
 
-    def add(self, embedding: F32, *, image_hash: str, retrieval_map: F32 | None = None, valid: npt.NDArray[np.bool_] | None = None) -> None:
-        """Offer one normal image.
+    def add(
+        self,
+        embedding: F32,
+        *,
+        image_hash: str,
+        new_image: bool = True,
+        retrieval_map: F32 | None = None,
+        valid: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Offer one normal image, or a further tile of the same image (``new_image=False``).
 
         ``embedding`` float32 [D, h, w]; ``image_hash`` the SHA-256 of its file; ``retrieval_map`` float32 [c, y, x], the
         stride-4 map, needed when images are retrieved; ``valid`` bool [h, w] leaves cells out (regions not inspected).
@@ -47,11 +55,12 @@ class BankBuilder:
             self._start(embedding)
         elif (dims, height, width) != (self._dims, *self._grid):
             raise ValueError(f"embedding {embedding.shape} differs from the first, {(self._dims, *self._grid)}")
-        image = len(self.image_hashes)
-        self.image_hashes.append(image_hash)
+        if new_image:
+            self.image_hashes.append(image_hash)
+        image = len(self.image_hashes) - 1
         cells = np.ascontiguousarray(embedding.reshape(dims, -1).T)
         number = np.arange(len(cells)) if valid is None else np.flatnonzero(valid)
-        if self.options.retrieve_images:
+        if self.options.retrieve_images and new_image:
             if retrieval_map is None:
                 raise ValueError("retrieval needs the stride-4 map of each image")
             self._windows.append(window_means(retrieval_map))
@@ -111,7 +120,9 @@ class BankBuilder:
     def _remember(self, cells: F32, number: npt.NDArray[np.int64], image: int) -> None:
         """Reservoir sampling by random keys: every cell of every image has the same chance to be kept."""
         take = self._rng.permutation(number)[: max(64, PROBE_CELLS // (image + 1))]
-        self._probe += [(key, image, int(c), cells[c].copy()) for key, c in zip(self._rng.random(len(take)), take, strict=True)]
+        self._probe += [
+            (key, image, int(c), cells[c].copy()) for key, c in zip(self._rng.random(len(take)), take, strict=True)
+        ]
         if len(self._probe) > 2 * PROBE_CELLS:
             self._probe = sorted(self._probe, key=lambda item: item[0])[:PROBE_CELLS]
 
@@ -161,5 +172,3 @@ def _principal_directions(rows: F32, most: int, variance: float) -> tuple[F32, F
     # The sign of an eigenvector is arbitrary: fix it, so that the same normals give the same bank.
     signs = np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(keep)])
     return centre.astype(np.float32), (directions * signs).astype(np.float32)
-
-

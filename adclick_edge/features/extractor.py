@@ -18,7 +18,9 @@ class Extractor(nn.Module):
     parameters need no gradient and batch norms keep their statistics.
     """
 
-    def __init__(self, backbone: Backbone, embedding: ConcatEmbedding | FoldedPatchEmbedding, extras: tuple[str, ...]) -> None:
+    def __init__(
+        self, backbone: Backbone, embedding: ConcatEmbedding | FoldedPatchEmbedding, extras: tuple[str, ...]
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.embedding = embedding
@@ -37,7 +39,7 @@ class Extractor(nn.Module):
         return super().train(False)
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
-        if frames.device.type == "cpu" and len(frames) > 1 and not torch.compiler.is_exporting():
+        if not torch.compiler.is_exporting() and frames.device.type == "cpu" and len(frames) > 1:
             # One frame's maps stay in the cache, a batch's do not: up to ten times slower on depthwise convolutions.
             each = [self(frame[None]) for frame in frames]
             return {name: torch.cat([found[name] for found in each]) for name in self.outputs}

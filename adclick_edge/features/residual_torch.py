@@ -50,8 +50,9 @@ def nearest_residual(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``(index int64 [N, h, w], distance [N, 1, h, w], residual [N, D, h, w])`` (method section 1.6).
 
-    ``embedding`` float32 [N, D, h, w]. ``exclude_images[n]`` is the bank image that frame n must not match, -1 for none:
-    a training image never matches itself, also when it has since been given a defect or turned.
+    ``embedding`` float32 [N, D, h, w]. ``exclude_images[n]`` is the bank image that frame n must not match, -1 for
+    none: a training image never matches itself, also when it has since been given a defect or turned. Where all rows
+    are that image's own, they are searched after all. Position windows and retrieval are not applied.
     """
     frames, dims, height, width = embedding.shape
     cells = embedding.flatten(2).transpose(1, 2)  # N, Q, D
@@ -64,9 +65,10 @@ def nearest_residual(
         own = exclude_images[n] if exclude_images is not None else -1
         for start in range(0, height * width, tile):
             rank = queries[n, start : start + tile] @ bank.search.T
-            if own >= 0 and len(bank.segments) > 1:
+            if own >= 0:
                 first, last = bank.segments[own]
-                rank[:, first:last] = torch.inf
+                if last - first < len(bank.rows):
+                    rank[:, first:last] = torch.inf
             found[n, start : start + tile] = rank.argmin(dim=1)
     residual = (bank.rows[found] - cells).square().transpose(1, 2).reshape(frames, dims, height, width)
     return found.reshape(frames, height, width), residual.sum(dim=1, keepdim=True), residual

@@ -1,8 +1,9 @@
 """Nearest row of a bank for each query, tiled: the definition that graphs and kernels are checked against.
 
-The search space holds, per bank row r with search coordinates s(r): ``[-2 s(r), |s(r)|^2]``; per query q: ``[s(q), 1]``.
-Their inner product is the squared distance less ``|s(q)|^2``, which does not change which row is nearest, so a search is
-one matrix product and one argmin. Ties go to the lowest row.
+The search space holds, per bank row r with search coordinates s(r): ``[-2 s(r), |s(r)|^2]``; per query q: ``[s(q),
+1]``. Their inner product is the squared distance less ``|s(q)|^2``, which does not change which row is nearest, so a
+search is one matrix product and one argmin. Ties go to the lowest row. Coordinates are centred before they come here:
+the product is rounded in proportion to their squared length, not to the distance.
 """
 
 import numpy as np
@@ -48,7 +49,9 @@ def nearest_rows(
     return index
 
 
-def nearest_rows_in_blocks(queries: F32, search: F32, order: npt.NDArray[np.int32], candidates: npt.NDArray[np.int32]) -> I64:
+def nearest_rows_in_blocks(
+    queries: F32, search: F32, order: npt.NDArray[np.int32], candidates: npt.NDArray[np.int32]
+) -> I64:
     """Index of the nearest row among each block's candidates, int64 [Q].
 
     ``order`` int32 [B, q] lists the queries of each block (every query at least once), ``candidates`` int32 [B, m] the

@@ -37,7 +37,7 @@ _SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 @dataclass(frozen=True)
 class WeightsInfo:
-    """What was loaded. ``tensors``: how many of the file's tensors were used. ``metadata``: safetensors' own, if any."""
+    """What was loaded. ``tensors``: how many of the file's tensors were used. ``metadata``: safetensors' own."""
 
     path: Path
     sha256: str
@@ -103,7 +103,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             with safe_open(path, framework="pt", device="cpu") as f:
                 return {name: f.get_tensor(name) for name in f.keys()}, dict(f.metadata() or {})  # noqa: SIM118
         if kind == "npz":
-            with np.load(path, allow_pickle=False) as arrays:
+            with open(path, "rb") as f, np.load(f, allow_pickle=False) as arrays:
                 return {name: torch.from_numpy(arrays[name]) for name in arrays.files}, {}
         return _tensors_of(torch.load(path, map_location="cpu", weights_only=True), path), {}
     except _READ_ERRORS as error:

@@ -60,7 +60,12 @@ PRESETS = {
             embedding_strides=(4, 8, 16),
             embedding_dims=512,
             bank=BankOptions(
-                rows=100_000, search_dims=512, position_weight=0.03, position_dims=64, retrieve_images=64, coreset_dims=128
+                rows=100_000,
+                search_dims=512,
+                position_weight=0.03,
+                position_dims=64,
+                retrieve_images=64,
+                coreset_dims=128,
             ),
             segmenter="paper",
             width=768,

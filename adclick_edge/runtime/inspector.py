@@ -141,7 +141,9 @@ class Inspector:
             for start in range(0, len(tiles), TILES_PER_BATCH):
                 some = tiles[start : start + TILES_PER_BATCH]
                 own = None if exclude_images is None else [exclude_images[number]] * len(some)
-                result = self.engine.run(np.stack([cut_tile(scaled, t) for t in some]), self._handle, exclude_images=own)
+                result = self.engine.run(
+                    np.stack([cut_tile(scaled, t) for t in some]), self._handle, exclude_images=own
+                )
                 for tile, tile_map in zip(some, result.maps, strict=True):
                     blender.add(tile, tile_map)
                 for stage, spent in result.stage_ms.items():

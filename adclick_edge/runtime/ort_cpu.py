@@ -82,12 +82,11 @@ class OrtCpuEngine:
     def run(
         self, frames: npt.NDArray[np.uint8], bank: BankHandle, *, exclude_images: Sequence[int] | None = None
     ) -> Maps:
-        if not isinstance(bank, _CpuBank):
-            raise EngineError(f"the bank was loaded by another back end ({type(bank).__name__}); load it with this one")
+        own = self._own(bank)
         began = time.perf_counter()
         features = self.features(frames)
         with_features = time.perf_counter()
-        residual = self._residual(features, bank, exclude_images)
+        residual = self._residual(features, own, exclude_images)
         with_residual = time.perf_counter()
         available = {**features, **residual}
         maps = self._run("segment", {name: available[name] for name in self._segment_inputs})[0]
@@ -98,6 +97,16 @@ class OrtCpuEngine:
             "segment": 1e3 * (done - with_residual),
         }
         return Maps(maps, stage_ms)
+
+    def matched_rows(self, frames: npt.NDArray[np.uint8], bank: BankHandle) -> npt.NDArray[np.int64]:
+        """The bank row each cell of frames (uint8 [N, H, W, 3]) matches, int64 [N, h, w]."""
+        features, own = self.features(frames), self._own(bank)
+        return self._residual(features, own, None)["index"]  # type: ignore[return-value]
+
+    def _own(self, bank: BankHandle) -> _CpuBank:
+        if not isinstance(bank, _CpuBank):
+            raise EngineError(f"the bank was loaded by another back end ({type(bank).__name__}); load it with this one")
+        return bank
 
     def _residual(self, features: Features, bank: _CpuBank, exclude_images: Sequence[int] | None) -> Features:
         embedding = features["embedding"]
@@ -129,10 +138,7 @@ class OrtCpuEngine:
             rows = retrieve_rows(bank.bank, retrieval_map, bank.bank.options.retrieve_images)
             lists = {"order": cells[None], "place": cells, "candidates": rows.astype(np.int64)[None, None]}
             each.append(self._run("residual_candidates", {"embedding": embedding[None], **bank.feed, **lists}))
-        return {
-            name: np.concatenate([outputs[i] for outputs in each])
-            for i, name in enumerate(_RESIDUAL_OUTPUTS)
-        }
+        return {name: np.concatenate([outputs[i] for outputs in each]) for i, name in enumerate(_RESIDUAL_OUTPUTS)}
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:

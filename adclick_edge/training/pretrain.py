@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,9 +40,9 @@ _COARSE_PX = 16
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """``steps`` or ``minutes`` bounds the run; the first to be reached ends it, and the learning rate falls towards it."""
+    """``steps`` or ``minutes`` bounds the run: the first reached ends it, and the learning rate falls towards it."""
 
-    shape: BatchShape = BatchShape(worlds=6, references=2, queries=2, side_px=160)
+    shape: BatchShape = field(default_factory=lambda: BatchShape(worlds=6, references=2, queries=2, side_px=160))
     steps: int | None = None
     minutes: float | None = 35.0
     seed: int = 1
@@ -54,7 +54,7 @@ class PretrainSettings:
     device: str = "cpu"
     bfloat16: bool = True
     validation_worlds: int = 24
-    validate_every: int = 1000
+    validate_every: int = 500
     save_every: int = 200
 
 
@@ -81,7 +81,7 @@ def pretrain(settings: PretrainSettings, out: Path, show_progress: bool = False)
     _check(settings)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
-    device = torch.device(settings.device)
+    device, source = torch.device(settings.device), source_sha256()
     networks = nn.ModuleDict({"backbone": TrainableEdge()})
     backbone = networks["backbone"]
     assert isinstance(backbone, TrainableEdge)
@@ -118,7 +118,7 @@ def pretrain(settings: PretrainSettings, out: Path, show_progress: bool = False)
             if progress.step % settings.save_every == 0:
                 save_checkpoint(checkpoint, networks, optimiser, progress)
         save_checkpoint(checkpoint, networks, optimiser, progress)
-    return _export(backbone, held_out, settings, progress, out)
+    return _export(backbone, held_out, settings, progress, source, out)
 
 
 def _check(settings: PretrainSettings) -> None:
@@ -153,7 +153,7 @@ def _learning_rate(settings: PretrainSettings, share: float, step: int) -> float
     return settings.learning_rate * warm_up * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * share)))
 
 
-def _batches(settings: PretrainSettings, first_step: int) -> Iterator[Batch]:
+def _batches(settings: PretrainSettings, first_step: int) -> Generator[Batch, None, None]:
     return draw_batches(settings.shape, settings.seed, first_step, settings.workers)
 
 
@@ -172,15 +172,15 @@ def _step(
     images = torch.cat([pictures.flatten(0, 1), _views(pictures[:, 0], (shift[0], shift[1]), generator)])
     targets = Targets(
         cells=torch.from_numpy(batch.cells).to(device),
-        regions=torch.from_numpy(batch.regions).to(device),
-        families=torch.from_numpy(batch.families).to(device),
+        materials=(torch.from_numpy(batch.regions).to(device), torch.from_numpy(batch.families).to(device)),
         relief=torch.from_numpy(batch.relief).to(device),
         references=settings.shape.references,
         shift_cells=(shift[0], shift[1]),
     )
     with torch.autocast(device.type, torch.bfloat16, enabled=settings.bfloat16):
         maps = backbone(as_input(images))
-    loss, parts = objectives(maps, heads, targets, settings.losses, generator)
+        said = heads(maps)
+    loss, parts = objectives(maps, said, targets, settings.losses, generator)
     if not bool(torch.isfinite(loss)):
         raise TrainingError(f"step {step}: the loss is not finite ({parts}); lower the learning rate")
     optimiser.zero_grad(set_to_none=True)
@@ -224,7 +224,12 @@ def _bar(shown: bool) -> Progress:
 
 
 def _export(
-    backbone: TrainableEdge, held_out: HeldOut, settings: PretrainSettings, progress: RunProgress, out: Path
+    backbone: TrainableEdge,
+    held_out: HeldOut,
+    settings: PretrainSettings,
+    progress: RunProgress,
+    source: str,
+    out: Path,
 ) -> Path:
     backbone.eval()
     plain = backbone.reparameterise().cpu()
@@ -232,17 +237,23 @@ def _export(
     plain.load_state_dict({name: t.float() for name, t in tensors.items()})
     metadata = {
         "network": "edge_backbone",
-        "origin": "adclick_edge.training.pretrain, procedural pictures only",
+        "origin": "pretrained from scratch on procedural pictures only",
+        "command": _command(settings),
         "steps": str(progress.step),
         "pictures": str(progress.step * settings.shape.worlds * (settings.shape.references + settings.shape.queries)),
         "elapsed_s": str(round(progress.elapsed_s)),
         "validation_ap": str(round(validate(plain, held_out), 5)),
-        "source_sha256": source_sha256(),
+        "source_sha256": source,
         **progress.settings,
     }
     path = out / "edge_backbone.safetensors"
     write_bytes(path, save(tensors, metadata))
     return path
+
+
+def _command(settings: PretrainSettings) -> str:
+    budget = f"--minutes {settings.minutes}" if settings.minutes is not None else f"--steps {settings.steps}"
+    return f"python -m adclick_edge.training.pretrain {budget} --seed {settings.seed} --threads {settings.threads}"
 
 
 def source_sha256() -> str:
@@ -269,10 +280,16 @@ def main(
     try:
         if preset not in PRESETS:
             raise UsageError(f"no preset is called {preset!r}; choose one of {', '.join(PRESETS)}")
-        given = {"seed": seed, "device": device, "workers": workers, "threads": threads}
-        settings = replace(PRESETS[preset], **{k: v for k, v in given.items() if v is not None})
+        settings = PRESETS[preset]
         if minutes is not None or steps is not None:
             settings = replace(settings, minutes=minutes, steps=steps)
+        settings = replace(
+            settings,
+            seed=settings.seed if seed is None else seed,
+            device=settings.device if device is None else device,
+            workers=settings.workers if workers is None else workers,
+            threads=settings.threads if threads is None else threads,
+        )
         path = pretrain(settings, out, show_progress=True)
     except AdclickError as error:
         Console(stderr=True).print(f"error: {error}", markup=False)

@@ -46,10 +46,11 @@ def load_checkpoint(
             progress = msgspec.json.decode((f.metadata() or {}).get("progress", ""), type=Progress)
             tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, msgspec.DecodeError) as error:
-        raise TrainingError(f"{path}: not a checkpoint of this program ({error}); give another output folder") from error
-    changed = [f"{k}: {progress.settings.get(k)} then, {v} now" for k, v in settings.items() if progress.settings.get(k) != v]
+        raise TrainingError(f"{path}: no checkpoint of this program ({error}); give another output folder") from error
+    then = progress.settings
+    changed = [f"{key}: {then.get(key)} then, {now} now" for key, now in settings.items() if then.get(key) != now]
     if changed:
-        raise TrainingError(f"{path}: the run began with other settings ({'; '.join(changed)}); give another output folder")
+        raise TrainingError(f"{path}: begun with other settings ({'; '.join(changed)}); give another output folder")
     try:
         networks.load_state_dict(_under("network.", tensors))
     except RuntimeError as error:

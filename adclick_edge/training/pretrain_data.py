@@ -6,7 +6,7 @@ unbroken one would have seen. Training draws worlds of odd seeds, validation of 
 
 import multiprocessing
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 
@@ -38,8 +38,8 @@ class BatchShape:
 class Batch:
     """W worlds, P = references + queries pictures each (references first), S pixels, C = S / CELL_PX cells a side.
 
-    ``images``: uint8 [W, P, S, S, 3]. ``masks``: bool [W, P, S, S], empty for references. ``cells``: uint8 [W, P, C, C],
-    DEFECT, NORMAL (no defect in it or its eight neighbours) or IGNORED. ``regions``: uint8 [W, P, C, C], a number
+    ``images``: uint8 [W, P, S, S, 3]. ``masks``: bool [W, P, S, S], empty for references. ``cells``: uint8
+    [W, P, C, C], DEFECT, NORMAL (no defect in it or around it) or IGNORED. ``regions``: uint8 [W, P, C, C], a number
     unique to world and material, IGNORED where materials meet or a defect lies. ``families``: uint8 [W, P, C, C], the
     material's pattern, IGNORED likewise. ``relief``: float32 [W, P, 2C, 2C].
     """
@@ -60,8 +60,11 @@ def draw_batch(shape: BatchShape, seed: int, step: int, validation: bool = False
     return Batch(*(np.stack(arrays) for arrays in zip(*episodes, strict=True)))
 
 
-def draw_batches(shape: BatchShape, seed: int, first_step: int, workers: int) -> Iterator[Batch]:
-    """Batches of ``first_step``, ``first_step + 1``, ... without end, drawn ahead by ``workers`` processes (0: by none)."""
+def draw_batches(shape: BatchShape, seed: int, first_step: int, workers: int) -> Generator[Batch, None, None]:
+    """Batches of ``first_step``, ``first_step + 1``, ... without end.
+
+    ``workers`` processes draw ahead; with 0 each batch is drawn when asked for.
+    """
     if workers == 0:
         step = first_step
         while True:

@@ -9,7 +9,7 @@ from torch.nn import functional
 from adclick_edge.data.procedural.fields import FAMILIES
 from adclick_edge.training.pretrain_data import DEFECT, IGNORED, NORMAL
 
-__all__ = ["Heads", "LossWeights", "cell_features", "episode_loss", "nearest_distances", "objectives"]
+__all__ = ["Heads", "LossWeights", "Targets", "cell_features", "episode_loss", "nearest_distances", "objectives"]
 
 _TEMPERATURE = 0.1
 _SAMPLED_CELLS = 512
@@ -73,6 +73,15 @@ class Heads(nn.Module):
         self.family = nn.ModuleDict({str(s): nn.Conv2d(channels[s], len(FAMILIES), 1) for s in (8, 16)})
         self.relief = nn.Conv2d(channels[4], 1, 1)
 
+    def forward(self, maps: dict[int, torch.Tensor]) -> dict[str, dict[int, torch.Tensor]]:
+        """What each head says of the map of each stride, in float32."""
+        return {
+            "instance": {s: self.instance[str(s)](maps[s]).float() for s in (8, 16)},
+            "region": {s: self.region[str(s)](maps[s]).float() for s in (8, 16)},
+            "family": {s: self.family[str(s)](maps[s]).float() for s in (8, 16)},
+            "relief": {4: self.relief(maps[4]).float()},
+        }
+
 
 def _projection(inputs: int, size: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(inputs, 128, 1), nn.ReLU(), nn.Conv2d(128, size, 1))
@@ -80,18 +89,24 @@ def _projection(inputs: int, size: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Targets:
-    """A batch on the device. ``shift_cells``: by how many coarse cells (16 px) each view was rolled, (down, right)."""
+    """A batch on the device, as in ``Batch``. ``materials``: its regions and families.
+
+    ``shift_cells``: by how many coarse cells (16 px) each view was rolled, (down, right).
+    """
 
     cells: torch.Tensor
-    regions: torch.Tensor
-    families: torch.Tensor
+    materials: tuple[torch.Tensor, torch.Tensor]
     relief: torch.Tensor
     references: int
     shift_cells: tuple[int, int]
 
 
 def objectives(
-    maps: dict[int, torch.Tensor], heads: Heads, targets: Targets, weights: LossWeights, generator: torch.Generator
+    maps: dict[int, torch.Tensor],
+    said: dict[str, dict[int, torch.Tensor]],
+    targets: Targets,
+    weights: LossWeights,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, dict[str, float]]:
     """The total loss and its parts.
 
@@ -103,20 +118,20 @@ def objectives(
     worlds, pictures = targets.cells.shape[:2]
     images = worlds * pictures
     features = cell_features({s: maps[s][:images] for s in (8, 16)})
-    parts = {"episode": episode_loss(features.unflatten(0, (worlds, pictures)), targets.cells, targets.references)}
-    instance, region, family = [], [], []
+    zero = features.new_zeros(())
+    episode = episode_loss(features.view(worlds, pictures, *features.shape[1:]), targets.cells, targets.references)
+    instance, region, family = zero, zero, zero
     for stride in (8, 16):
         step = stride // 8
-        fine, key = maps[stride].float(), str(stride)
-        instance.append(_instance_loss(heads.instance[key](fine), worlds, pictures, targets.shift_cells, 2 // step, generator))
-        regions = targets.regions.flatten(0, 1)[:, step - 1 :: step, step - 1 :: step].flatten()
-        region.append(_region_loss(heads.region[key](fine[:images]), regions, generator))
-        families = targets.families.flatten(0, 1)[:, step - 1 :: step, step - 1 :: step].long()
-        family.append(functional.cross_entropy(heads.family[key](fine[:images]), families, ignore_index=IGNORED))
-    height = heads.relief(maps[4][:images].float())[:, 0]
-    relief = functional.smooth_l1_loss(height, targets.relief.flatten(0, 1))
-    parts |= {"instance": sum(instance), "region": sum(region), "dense": sum(family) / 4 + relief}
-    total = sum(getattr(weights, name) * value for name, value in parts.items())
+        regions, families = (x.flatten(0, 1)[:, step - 1 :: step, step - 1 :: step] for x in targets.materials)
+        pairs = said["instance"][stride]
+        instance = instance + _instance_loss(pairs, worlds, pictures, targets.shift_cells, 2 // step, generator)
+        region = region + _region_loss(said["region"][stride][:images], regions.flatten(), generator)
+        named = said["family"][stride][:images]
+        family = family + functional.cross_entropy(named, families.long(), ignore_index=IGNORED)
+    relief = functional.smooth_l1_loss(said["relief"][4][:images, 0], targets.relief.flatten(0, 1))
+    parts = {"episode": episode, "instance": instance, "region": region, "dense": family / 4 + relief}
+    total = sum((getattr(weights, name) * value for name, value in parts.items()), zero)
     return total, {name: float(value.detach()) for name, value in parts.items()}
 
 

@@ -33,6 +33,8 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     data: str
     """The data folder, as given."""
     products: tuple[str, ...]
+    split_normals: float | None = None
+    """Share of the normals to train on, for data without a split."""
     backbone_sha256: str
     backbone_file: str
     steps: int = 1500

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from adclick_edge.console import progress_console
-from adclick_edge.data.dataset import open_product
+from adclick_edge.data.dataset import open_product, with_split
 from adclick_edge.errors import TrainingError
 from adclick_edge.evaluation.inspection import InspectionMetrics
 from adclick_edge.features.backbones.fold import fold_batch_norms_in_place
@@ -83,6 +83,8 @@ def _load_products(config: RunConfig, extractor: Extractor, device: torch.device
     loaded = []
     for name in config.products:
         product = open_product(Path(config.data), name)
+        if config.split_normals is not None:
+            product = with_split(product, config.split_normals)
         split = choose_split(
             product,
             real_defects_per_kind=config.real_defects_per_kind,
@@ -153,7 +155,9 @@ class _Loop:
             Progress(*columns, console=progress_console(), disable=self.rank > 0) as progress,
         ):
             task = progress.add_task("training", total=config.steps, completed=start)
-            coming: list[Future[Batch]] = [pool.submit(self.episodes.batch, s, places) for s in range(start, min(start + 3, end))]
+            coming: list[Future[Batch]] = [
+                pool.submit(self.episodes.batch, s, places) for s in range(start, min(start + 3, end))
+            ]
             for step in range(start, end):
                 batch = coming.pop(0).result()
                 if step + 3 < end:
@@ -217,7 +221,9 @@ class _Loop:
                 inputs = self._features(frames, [number] * len(pictures), [p.exclude_image for p in pictures])
                 logits = run_segmenter(self.segmenter, self.segmenter.inputs, inputs).float()
                 size = pictures[0].mask.shape
-                full = F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
+                full = (
+                    F.interpolate(logits[:, None], size=size, mode="bilinear", align_corners=False)[:, 0].cpu().numpy()
+                )
                 for picture, anomaly_map, score in zip(pictures, full, logits.amax(dim=(1, 2)).tolist(), strict=True):
                     metrics.add(anomaly_map, picture.mask, score)
             results.append(metrics.compute())

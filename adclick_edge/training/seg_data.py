@@ -69,9 +69,7 @@ def choose_split(
         raise TrainingError(f"{product.root}: {len(normals)} normal training images; training needs at least 2")
     validation_normals: tuple[Sample, ...] = ()
     if len(normals) >= FEWEST_NORMALS_TO_HOLD_OUT:
-        parts = split_by_content(
-            normals, {"train": 1 - validation_share, "validation": validation_share}, seed=seed
-        )
+        parts = split_by_content(normals, {"train": 1 - validation_share, "validation": validation_share}, seed=seed)
         normals, validation_normals = parts["train"], parts["validation"]
     train_defects: list[Sample] = []
     validation_defects: list[Sample] = []
@@ -132,7 +130,9 @@ def load_product(
         with torch.no_grad():
             features = extractor(torch.from_numpy(frame[None]).to(device))
         retrieval = features["map4"][0].cpu().numpy() if options.retrieve_images else None
-        builder.add(features["embedding"][0].cpu().numpy(), image_hash=sha256_file(sample.path), retrieval_map=retrieval)
+        builder.add(
+            features["embedding"][0].cpu().numpy(), image_hash=sha256_file(sample.path), retrieval_map=retrieval
+        )
     held_out = read(split.validation_normals)
     parts = {
         "train_normals": split.train_normals,
@@ -142,7 +142,11 @@ def load_product(
     }
     return TrainingProduct(
         ProductPictures(product.name, [frame for _, frame in normals], read_labelled(split.train_defects)),
-        tuple(_validation([f for _, f in normals], [f for _, f in held_out], read_labelled(split.validation_defects), seed)),
+        tuple(
+            _validation(
+                [f for _, f in normals], [f for _, f in held_out], read_labelled(split.validation_defects), seed
+            )
+        ),
         builder.build(),
         {name: [sha256_file(s.path) for s in samples] for name, samples in parts.items()},
     )
@@ -161,4 +165,3 @@ def _validation(
         pictures.append(ValidationPicture(damaged, mask, exclude))
     pictures += [ValidationPicture(frame, mask, -1) for frame, mask in labelled]
     return pictures
-

@@ -63,7 +63,7 @@ def _line(rgb: Field, rng: np.random.Generator, wander: float, thickness_px: int
     points = rng.uniform(0.1, 0.9, 2) * (width, height) + np.cumsum(moves, 0)
     canvas = np.zeros((height, width), np.uint8)
     cv2.polylines(canvas, [np.round(points * 8).astype(np.int32)], False, 255, thickness_px, cv2.LINE_AA, 3)
-    return canvas.astype(np.float32)[:, :, None] / 255
+    return np.asarray(canvas, np.float32)[:, :, None] / np.float32(255)
 
 
 def _shade(rng: np.random.Generator) -> Field:
@@ -119,7 +119,8 @@ def _misplaced(rgb: Field, rng: np.random.Generator) -> Field:
     """A piece of the same picture, turned, mirrored or enlarged, where it does not belong."""
     height, width = rgb.shape[:2]
     angle_deg = float(rng.choice([0, 90, 180, rng.uniform(0, 360)]))
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), angle_deg, float(rng.choice([1.0, log_uniform(rng, 0.5, 2)])))
+    zoom = float(rng.choice([1.0, log_uniform(rng, 0.5, 2)]))
+    matrix = np.asarray(cv2.getRotationMatrix2D((width / 2, height / 2), angle_deg, zoom), np.float64)
     matrix[:, 2] += rng.uniform(-0.3, 0.3, 2) * (width, height)
     moved = cv2.warpAffine(rgb, matrix, (width, height), borderMode=cv2.BORDER_REFLECT)
     return rgb + _blob(rgb, rng) * (moved - rgb)
@@ -132,9 +133,8 @@ def _bent(rgb: Field, rng: np.random.Generator) -> Field:
     pull = rng.normal(0, 1, 2) * log_uniform(rng, 2, 10)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     soft = cv2.GaussianBlur(blob, (0, 0), 3)
-    moved = cv2.remap(
-        rgb, x + np.float32(pull[0]) * soft, y + np.float32(pull[1]) * soft, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
-    )
+    map_x, map_y = x + np.float32(pull[0]) * soft, y + np.float32(pull[1]) * soft
+    moved = cv2.remap(rgb, map_x, map_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
     return np.asarray(moved, np.float32)
 
 

@@ -147,7 +147,10 @@ def _weave(style: np.random.Generator, detail: np.random.Generator, grid: Grid) 
     column, row = np.floor(u), np.floor(v)
     warp_up = np.mod(column + step * row, float_) < 1
     across_u, across_v = np.abs(np.sin(np.pi * u)), np.abs(np.sin(np.pi * v))
-    return np.where(warp_up, across_u * (0.6 + 0.4 * across_v), across_v * (0.2 + 0.4 * across_u)).astype(np.float32)
+    return np.asarray(
+        np.where(warp_up, across_u * (0.6 + 0.4 * across_v), across_v * (0.2 + 0.4 * across_u)).astype(np.float32),
+        np.float32,
+    )
 
 
 def _knit(style: np.random.Generator, detail: np.random.Generator, grid: Grid) -> Field:
@@ -166,7 +169,7 @@ def _brushed(style: np.random.Generator, detail: np.random.Generator, grid: Grid
     streaks += np.float32(fine) * value_noise(detail, side, side, cell_px * 3, stretch)
     turn = cv2.getRotationMatrix2D((side / 2, side / 2), float(np.degrees(grid.angle_rad)), 1.0)
     turn[:, 2] += turn[:, :2] @ np.array([(side - grid.width) / 2, (side - grid.height) / 2])
-    return _warped(streaks, turn, grid.height, grid.width)
+    return _warped(streaks, np.asarray(turn, np.float64), grid.height, grid.width)
 
 
 def _rings(style: np.random.Generator, detail: np.random.Generator, grid: Grid) -> Field:
@@ -178,13 +181,17 @@ def _rings(style: np.random.Generator, detail: np.random.Generator, grid: Grid) 
     noise = value_noise(detail, grid.height, grid.width, 40.0, 2.0)
     phase = radius / np.float32(period_px) + np.float32(wobble) * noise
     saw = np.mod(phase, 1)
-    return np.where(saw < skew, saw / max(skew, 0.05), (1 - saw) / max(1 - skew, 0.05)).astype(np.float32)
+    return np.asarray(
+        np.where(saw < skew, saw / max(skew, 0.05), (1 - saw) / max(1 - skew, 0.05)).astype(np.float32), np.float32
+    )
 
 
 def _stripes(style: np.random.Generator, detail: np.random.Generator, grid: Grid) -> Field:
     period_px, duty, hard = log_uniform(style, 3, 60), style.uniform(-0.8, 0.8), log_uniform(style, 0.5, 12)
     u, _ = grid.bent(style, detail)
-    return np.tanh(np.float32(hard) * (np.sin(u * np.float32(2 * np.pi / period_px)) - np.float32(duty)))
+    return np.asarray(
+        np.tanh(np.float32(hard) * (np.sin(u * np.float32(2 * np.pi / period_px)) - np.float32(duty))), np.float32
+    )
 
 
 def _checks(style: np.random.Generator, detail: np.random.Generator, grid: Grid) -> Field:
@@ -193,7 +200,7 @@ def _checks(style: np.random.Generator, detail: np.random.Generator, grid: Grid)
     u, v = grid.bent(style, detail)
     a = np.tanh(np.float32(hard) * np.sin(u * np.float32(2 * np.pi / period_px)))
     b = np.tanh(np.float32(hard) * np.sin(v * np.float32(2 * np.pi / (period_px * aspect))))
-    return a + b if plaid else a * b
+    return np.asarray(a + b if plaid else a * b, np.float32)
 
 
 def _dots(style: np.random.Generator, detail: np.random.Generator, grid: Grid) -> Field:
@@ -203,9 +210,9 @@ def _dots(style: np.random.Generator, detail: np.random.Generator, grid: Grid) -
     u, v = grid.bent(style, detail)
     u, v = u / np.float32(period_px), v / np.float32(period_px)
     if staggered:
-        u = u + np.float32(0.5) * np.mod(np.floor(v), 2)
+        u = np.asarray(u + np.float32(0.5) * np.mod(np.floor(v), 2), np.float32)
     distance = np.hypot(u - np.floor(u) - np.float32(0.5), v - np.floor(v) - np.float32(0.5))
-    return np.tanh(np.float32(hard) * (np.float32(radius) - distance))
+    return np.asarray(np.tanh(np.float32(hard) * (np.float32(radius) - distance)), np.float32)
 
 
 def _bricks(style: np.random.Generator, detail: np.random.Generator, grid: Grid) -> Field:
@@ -250,7 +257,9 @@ def _glyphs(style: np.random.Generator, detail: np.random.Generator, grid: Grid)
         text = "".join(letters[i] for i in picks)
         cv2.putText(canvas, text, start, font, scale, 255, thickness, cv2.LINE_AA)
     turn = cv2.getRotationMatrix2D((grid.width / 2, grid.height / 2), float(np.degrees(grid.angle_rad)), 1.0)
-    return _warped(canvas.astype(np.float32) / 255, turn, grid.height, grid.width)
+    return _warped(
+        np.asarray(canvas, np.float32) / np.float32(255), np.asarray(turn, np.float64), grid.height, grid.width
+    )
 
 
 FAMILIES: dict[str, Callable[[np.random.Generator, np.random.Generator, Grid], Field]] = {

@@ -93,7 +93,7 @@ class World:
         layout = np.random.default_rng(self.seed + 1) if self._quilt_fixed else detail
         cell_px = self._quilt_cell * min(height, width)
         fields = [standardised(value_noise(layout, height, width, cell_px)) for _ in self.materials]
-        return np.argmax(np.stack(fields), 0).astype(np.uint8)
+        return np.asarray(np.argmax(np.stack(fields), 0), np.uint8)
 
 
 def _part(style: np.random.Generator) -> _Part:
@@ -160,9 +160,10 @@ def _outline(part: _Part, height: int, width: int, angle_rad: float, shift: tupl
     outline = np.stack([c * px - s * py, s * px + c * py], -1)
     ca, sa = np.cos(angle_rad), np.sin(angle_rad)
     dx, dy = part.x - 0.5, part.y - 0.5
-    centre = np.array([width / 2, height / 2]) + side * np.array([ca * dx - sa * dy + shift[0], sa * dx + ca * dy + shift[1]])
+    offset = np.array([ca * dx - sa * dy + shift[0], sa * dx + ca * dy + shift[1]])
+    centre = np.array([width / 2, height / 2]) + side * offset
     canvas = np.zeros((height, width), np.uint8)
     polygons = [(centre + side * outline, 255)] + ([(centre + side * part.hole * outline, 0)] if part.hole > 0 else [])
     for polygon, value in polygons:
         cv2.fillPoly(canvas, [np.round(polygon * 8).astype(np.int32)], value, cv2.LINE_AA, 3)
-    return canvas.astype(np.float32) / 255
+    return np.asarray(canvas, np.float32) / np.float32(255)

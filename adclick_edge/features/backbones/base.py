@@ -15,7 +15,8 @@ class Backbone(nn.Module):
     """A frozen feature extractor.
 
     ``forward``: float32 [N, 3, H, W], RGB in 0..1 less ``mean`` over ``std`` -> {stride: float32 [N, C, H', W']} with
-    ``C = channels[stride]`` and ``H' = ceil(H / stride)``. Always in eval mode: batch norms use their stored statistics.
+    ``C = channels[stride]`` and ``H' = ceil(H / stride)``. Always in eval mode:
+    batch norms use their stored statistics.
     """
 
     channels: dict[int, int]

@@ -70,7 +70,7 @@ class _BranchedConv(nn.Module):
 
     def kernel(self) -> torch.Tensor:
         """The summed kernel, [O, I, 3, 3]."""
-        centre = self.weight1
+        centre: torch.Tensor = self.weight1
         if self.identity is not None:
             centre = centre + torch.diag(self.identity)[:, :, None, None]
         return self.weight3 + functional.pad(centre, (1, 1, 1, 1))

@@ -1,6 +1,7 @@
 """Batch norms folded into the convolutions before them."""
 
 import copy
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -23,7 +24,7 @@ def fold_batch_norms(module: nn.Module) -> nn.Module:
 def fold_batch_norms_in_place(module: nn.Module) -> None:
     for parent in list(module.modules()):
         children = list(parent.named_children())
-        for (_, conv), (name, norm) in zip(children, children[1:], strict=False):
+        for (_, conv), (name, norm) in pairwise(children):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 _fold_pair(conv, norm)
                 setattr(parent, name, nn.Identity())
