@@ -90,11 +90,13 @@ def bank(
         int | None, typer.Option(min=1, help="Search only the rows of so many nearest normals.")
     ] = None,
     tile_scale: Annotated[
-        float | None, typer.Option(min=0.01, help="Inspect in tiles; frames are scaled by this first.")
+        float | None, typer.Option(min=0.01, max=8, help="Inspect in tiles; frames are scaled by this first.")
     ] = None,
     tile_overlap: Annotated[int, typer.Option(min=0, help="Overlap of tiles in pixels.")] = 64,
     regions: Annotated[Path | None, typer.Option(help="JSON file of roi and ignore polygons.")] = None,
-    false_alarms: Annotated[float, typer.Option(help="False-alarm budget of the first thresholds.")] = 0.01,
+    false_alarms: Annotated[
+        float, typer.Option(min=1e-6, max=0.5, help="False-alarm budget of the first thresholds.")
+    ] = 0.01,
     split_normals: SplitNormals = None,
 ) -> None:
     """Set up a product from pictures of good parts: seconds, no training, no torch."""
@@ -196,11 +198,15 @@ def export(
 def calibrate(
     bundle: Path,
     normals: Annotated[Path, typer.Option(help="Folder of normal pictures that are not in the bank.")],
-    false_alarms: Annotated[float, typer.Option(help="Share of normal frames that may be called ng.")] = 0.01,
+    false_alarms: Annotated[
+        float, typer.Option(min=1e-6, max=0.5, help="Share of normal frames that may be called ng.")
+    ] = 0.01,
     defects: Annotated[
         Path | None, typer.Option(help="Folder of defective pictures, for the bound on missed ones.")
     ] = None,
-    missed_defects: Annotated[float, typer.Option(help="Share of defects that may be called ok.")] = 0.05,
+    missed_defects: Annotated[
+        float, typer.Option(min=1e-6, max=0.5, help="Share of defects that may be called ok.")
+    ] = 0.05,
     author: Annotated[str, typer.Option(help="Who sets the thresholds, for the record.")] = "",
     json_output: Json = False,
 ) -> None:
@@ -273,3 +279,7 @@ def main() -> None:
         # The reader of stdout went away, as `| head` does: nothing is wrong here.
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        # A full disk, a folder that may not be written: the message of the system names the file.
+        progress_console().print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+        sys.exit(1)

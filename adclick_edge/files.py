@@ -47,8 +47,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside ``path``; on success it takes the place of ``path``, on error it is removed.
 
     A folder that stood at ``path`` is exchanged for the new one in one step where the system can (Linux), so that a
-    reader always finds one of the two, complete.
+    reader always finds one of the two. The old one is then removed: a reader that opens the folder once, and its files
+    relative to it, never mixes the two, but may find a file of the old one gone and should then open the folder again.
+    A link at ``path`` is followed. NotADirectoryError if a file stands there.
     """
+    if path.is_symlink():
+        path = path.resolve()
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file; a folder cannot take its place: remove it or choose another name")
     path.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{path.name}.new.", dir=path.parent))
     try:

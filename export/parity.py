@@ -2,10 +2,11 @@
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -51,8 +52,11 @@ def check_parity(
 ) -> ParityReport:
     """Run ``frames`` (uint8 [H, W, 3] each) through torch and through the exported graphs, and compare.
 
+    The bank is searched whole on both sides, as in training: a position window and retrieval leave out rows afterwards.
+
     Raises ParityError, with the figures, when a map or score differs by more than `TOLERANCE` or a verdict changes.
     """
+    bank = replace(bank, options=msgspec.structs.replace(bank.options, window_radius=-1, retrieve_images=0))
     expected, expected_rows = _with_torch(extractor, segmenter, bank, frames)
     with tempfile.TemporaryDirectory(prefix=".adclick-parity.") as scratch:
         for name, data in graphs.items():

@@ -1,11 +1,11 @@
 """From a training run, or from backbone weights alone, to a bundle, through the parity gate."""
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -16,7 +16,7 @@ from adclick_edge.data.dataset import open_product
 from adclick_edge.data.images import read_image
 from adclick_edge.data.resize import fit
 from adclick_edge.data.synthetic import add_defect
-from adclick_edge.errors import ExportError
+from adclick_edge.errors import DataError, ExportError
 from adclick_edge.export.parity import ParityReport, check_parity
 from adclick_edge.export.to_onnx import export_graphs
 from adclick_edge.features.bank import Bank
@@ -52,14 +52,19 @@ def export_run(run: Path, out: Path, *, product: str | None = None, weights_lice
     chosen = product or (config.products[0] if len(config.products) == 1 else None)
     if not (run / "best.safetensors").is_file():
         raise ExportError(f"{run} has no best.safetensors: it was not validated yet; let `adclick train` finish")
+    name = chosen or config.products[0]
+    backbone_file = run / f"backbone{Path(config.backbone_file).suffix}"
+    bank_file, splits_file = run / "banks" / f"{name}.safetensors", run / "splits.json"
+    for file in (backbone_file, bank_file, splits_file):
+        if not file.is_file():
+            raise ExportError(f"{file} is missing: the run is incomplete; copy it again, or train anew")
     extractor = build_extractor(config.preset)
-    load_weights(extractor.backbone, run / f"backbone{Path(config.backbone_file).suffix}")
+    load_weights(extractor.backbone, backbone_file)
     segmenter = build_segmenter(config.preset, extractor)
     state = load_model(run / "best.safetensors", segmenter)
     segmenter.eval()
-    name = chosen or config.products[0]
-    bank = Bank.from_bytes((run / "banks" / f"{name}.safetensors").read_bytes())
-    hashes: dict[str, dict[str, list[str]]] = json.loads((run / "splits.json").read_text())
+    bank = Bank.from_bytes(bank_file.read_bytes(), name=str(bank_file))
+    hashes = _split_hashes(splits_file, config.products)
     in_bank, held_out = _pictures_of(config, name, bank.image_hashes, hashes[name]["validation_normals"])
     graphs = export_graphs(extractor, segmenter, config.preset.input_size)
     frames = _parity_frames(held_out or in_bank, config.preset.input_size)
@@ -123,11 +128,29 @@ def _small_bank(extractor: Extractor, frames: Sequence[U8]) -> Bank:
     return builder.build()
 
 
+def _split_hashes(path: Path, products: Sequence[str]) -> dict[str, dict[str, list[str]]]:
+    try:
+        hashes = msgspec.json.decode(path.read_bytes(), type=dict[str, dict[str, list[str]]])
+        _ = [hashes[name]["validation_normals"] for name in products]
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError) as error:
+        raise ExportError(
+            f"{path}: not the splits of this run ({error!r}); copy the run again, or train anew"
+        ) from error
+    return hashes
+
+
 def _pictures_of(
     config: RunConfig, product: str, bank_hashes: Sequence[str], held_out_hashes: Sequence[str]
 ) -> tuple[list[Path], list[Path]]:
     """Files of the run's bank, in its order, and of its held-out normals, found again by content."""
-    by_hash = {sha256_file(s.path): s.path for s in open_product(Path(config.data), product).normals()}
+    try:
+        normals = open_product(Path(config.data), product).normals()
+    except DataError as error:
+        raise ExportError(
+            f"the pictures that the run was trained on are gone ({error}); put them back, or export on the machine that "
+            "has them"
+        ) from error
+    by_hash = {sha256_file(s.path): s.path for s in normals}
     missing = [h for h in bank_hashes if h not in by_hash]
     if missing:
         raise ExportError(

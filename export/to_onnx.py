@@ -1,6 +1,5 @@
 """PyTorch networks to the three graphs of a bundle."""
 
-import io
 import logging
 import warnings
 from collections.abc import Iterator
@@ -52,7 +51,6 @@ def _export(
     dynamic_shapes: tuple[dict[int, object], ...],
 ) -> bytes:
     module.eval()
-    buffer = io.BytesIO()
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -66,12 +64,12 @@ def _export(
                 verbose=False,
             )
         assert program is not None
-        program.save(buffer, external_data=False)
     except Exception as error:  # the exporter raises whatever its passes raise
         raise ExportError(f"the network cannot be exported: {type(error).__name__}: {error}") from error
-    model = onnx.load_from_string(buffer.getvalue())
+    model = program.model_proto
     onnx.checker.check_model(model)
-    return model.SerializeToString()
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def export_features(extractor: Extractor, input_size: tuple[int, int]) -> bytes:

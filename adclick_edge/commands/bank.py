@@ -13,6 +13,7 @@ from adclick_edge.bundle import Bundle, Tiling, read_bundle
 from adclick_edge.commands.product import open_with_split
 from adclick_edge.commands.torch_needed import needs_torch
 from adclick_edge.errors import UsageError
+from adclick_edge.features.bank import Bank
 from adclick_edge.models.presets import Preset, preset_named
 from adclick_edge.runtime.calibration import load_calibration
 from adclick_edge.runtime.regions import Regions, read_regions
@@ -57,7 +58,8 @@ def run(call: BankCall) -> None:
         set_up_product(weights, normals, call.out, _setup(call, product.name, weights, preset))
     with read_bundle(call.out) as bundle:
         thresholds = load_calibration(bundle)
-        print(f"{call.out}: {product.name}, version {bundle.manifest.version}, {len(normals)} normal pictures")
+        pictures = len(Bank.from_bytes(bundle.read("bank.safetensors")).image_hashes)
+        print(f"{call.out}: {product.name}, version {bundle.manifest.version}, {pictures} normal pictures")
         if thresholds is None:
             print("no thresholds yet: run `adclick calibrate` with normal pictures that are not in the bank")
         else:

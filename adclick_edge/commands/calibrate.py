@@ -9,7 +9,7 @@ from rich.progress import track
 from adclick_edge.commands.pictures import find_pictures
 from adclick_edge.console import progress_console
 from adclick_edge.data.images import read_image
-from adclick_edge.errors import ImageError
+from adclick_edge.errors import DataError, ImageError
 from adclick_edge.files import sha256_file
 from adclick_edge.runtime import calibration
 from adclick_edge.runtime.inspector import Inspector
@@ -67,4 +67,6 @@ def _scores(inspector: Inspector, files: list[Path], what: str) -> np.ndarray[tu
             continue
         (anomaly_map,), _ = inspector.maps([image])
         scores.append(masked_score(anomaly_map, inspector.valid(anomaly_map.shape)))
+    if not scores:
+        raise DataError(f"none of the {len(files)} {what} pictures can be read; give others")
     return np.array(scores, np.float64)

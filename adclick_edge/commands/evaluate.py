@@ -14,7 +14,7 @@ from adclick_edge.commands.product import open_with_split
 from adclick_edge.console import progress_console
 from adclick_edge.data.dataset import Product, Sample
 from adclick_edge.data.images import read_image, read_mask
-from adclick_edge.errors import DataError, ImageError
+from adclick_edge.errors import DataError, ImageError, UsageError
 from adclick_edge.evaluation.curves import curves
 from adclick_edge.evaluation.inspection import InspectionMetrics, InspectionResult
 from adclick_edge.evaluation.report import write_report
@@ -62,6 +62,10 @@ def evaluate(
     """
     began = time.monotonic()
     console = progress_console()
+    if unknown := sorted(set(skip_kinds) - set(product.kinds())):
+        raise UsageError(
+            f"{product.root}: has no defects of the kind {unknown[0]!r} to skip; it has {', '.join(product.kinds())}"
+        )
     known = {*inspector.bank.image_hashes, *inspector.bundle.manifest.training.get("image_hashes", ())}
     samples = [*product.normals("test"), *(s for s in product.defects() if s.kind not in skip_kinds)]
     metrics, worst = InspectionMetrics(), WorstCollector()

@@ -14,13 +14,13 @@ from adclick_edge.console import progress_console
 from adclick_edge.data.images import read_image
 from adclick_edge.errors import EngineError, ImageError
 from adclick_edge.files import write_bytes
-from adclick_edge.runtime.decision import FrameVerdict, not_inspected
+from adclick_edge.runtime.decision import FrameVerdict, Verdict, not_inspected
 from adclick_edge.runtime.inspector import Inspection, Inspector
 from adclick_edge.runtime.overlay import draw_overlay
 
 __all__ = ["run"]
 
-VERDICTS = ("ok", "ng", "uncertain", "not_inspected")
+VERDICTS: tuple[Verdict, ...] = ("ok", "ng", "uncertain", "not_inspected")
 
 
 def run(bundle: Path, images: Path, json_output: bool, overlay: Path | None, threads: int | None) -> None:
@@ -40,7 +40,7 @@ def run(bundle: Path, images: Path, json_output: bool, overlay: Path | None, thr
                 print(f"{verdict.verdict + reason:28s}{score:>10s}  {verdict.frame}", flush=True)
         version = inspector.bundle.manifest.version
     counted = Counter(v.verdict for v in verdicts)
-    counts = {name: counted.get(name, 0) for name in VERDICTS}
+    counts = {name: counted[name] for name in VERDICTS}
     if json_output:
         frames = [msgspec.to_builtins(v) for v in verdicts]
         print(

@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from adclick_edge.bundle import read_bundle
+from adclick_edge.console import progress_console
 from adclick_edge.runtime.inspector import MAP_STRIDE
 from adclick_edge.runtime.regions import load_regions, read_regions, store_regions
 
@@ -18,4 +19,4 @@ def run(bundle_path: Path, set_file: Path | None) -> None:
             store_regions(bundle, read_regions(set_file), (height // MAP_STRIDE, width // MAP_STRIDE))
         print(msgspec.json.encode(load_regions(bundle)).decode())
     if set_file is not None:
-        print("scores change with the regions: run `adclick calibrate` again")
+        progress_console().print("scores change with the regions: run `adclick calibrate` again", markup=False)

@@ -18,11 +18,14 @@ def fit(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.u
     """Resize ``image`` (uint8 [H, W, C]) to ``size`` (height, width).
 
     An axis that shrinks is averaged over the area each output pixel covers, an axis that grows is interpolated
-    linearly; the picture is stretched to the size asked for, so that cells keep their place on aligned parts.
+    linearly; the picture is stretched to the size asked for, so that cells keep their place on aligned parts. An image
+    of that size already is returned itself, not a copy. UsageError for an empty image or size.
     """
     height, width = size
     if height < 1 or width < 1:
         raise UsageError(f"cannot resize an image to {height} x {width} pixels: both must be at least 1")
+    if image.size == 0:
+        raise UsageError(f"cannot resize an image of shape {list(image.shape)}: it has no pixels; read it anew")
     if image.shape[:2] == (height, width):
         return image
     # One axis at a time: OpenCV's area filter silently becomes a linear one on both axes when either grows.

@@ -34,7 +34,8 @@ class BankOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     variance: float = 0.95
     """Share of the coreset's variance the principal components keep (method section 1.4)."""
     position_weight: float = 0.0
-    """Weight of the position code relative to the spread of the features; 0.03 textures, 0.15 aligned parts (section 1.3)."""
+    """Weight of the position code relative to the spread of the features: 0.03 for textures, 0.15 for aligned parts
+    (section 1.3)."""
     position_dims: int = 16
     window_radius: int = -1
     """Hard position window in cells for aligned parts; -1 searches everywhere."""
@@ -101,8 +102,8 @@ class Bank:
         if self.position_scale == 0.0:
             return np.zeros((height * width, 0), np.float32)
         code = position_code(height, width, self.options.position_dims)
-        unit = code / np.linalg.norm(code, axis=1, keepdims=True)
-        return (unit * self.position_scale).astype(np.float32)
+        scaled: F32 = (code / np.linalg.norm(code, axis=1, keepdims=True) * self.position_scale).astype(np.float32)
+        return scaled
 
     @cached_property
     def window(self) -> tuple[I32, I32] | None:
@@ -122,7 +123,8 @@ class Bank:
         """Match every cell and subtract: the reference that graphs and kernels are checked against.
 
         ``embedding`` float32 [N, D, h, w]; ``exclude_images`` int [N]: the bank image whose rows frame n must not match
-        (-1 = none), for leave-one-out. ValueError if the grid is another than the bank's or no row is left.
+        (-1 = none), for leave-one-out; such a frame is matched to all other images' rows, also where the bank has a
+        position window. ValueError if the grid is another than the bank's or no row is left.
         """
         if embedding.shape[1:] != (self.dims, *self.grid):
             raise ValueError(
@@ -144,6 +146,7 @@ class Bank:
         return Residual(np.stack(out_index), residual.sum(axis=1, keepdims=True), residual)
 
     def to_bytes(self) -> bytes:
+        """The bank as a safetensors file; the same bank gives the same bytes."""
         tensors = {f.name: np.ascontiguousarray(getattr(self, f.name)) for f in fields(self) if f.name in _TENSORS}
         about = {
             "schema": "1",
@@ -152,58 +155,97 @@ class Bank:
             "options": msgspec.json.encode(self.options).decode(),
             "image_hashes": json.dumps(self.image_hashes),
         }
-        return safetensors.numpy.save(tensors, metadata=about)
+        data = safetensors.numpy.save(tensors, metadata=about)
+        # The metadata come out in random order.
+        size = int.from_bytes(data[:8], "little")
+        header = json.dumps(json.loads(data[8 : 8 + size]), sort_keys=True, separators=(",", ":")).encode()
+        header += b" " * (-len(header) % 8)
+        return len(header).to_bytes(8, "little") + header + data[8 + size :]
 
     @classmethod
     def from_bytes(cls, data: bytes, *, name: str = "bank.safetensors") -> Self:
         """BundleError if ``data`` is no bank of this schema."""
         try:
-            header_size = int.from_bytes(data[:8], "little")
-            about: Mapping[str, str] = json.loads(data[8 : 8 + header_size]).get("__metadata__", {})
             tensors = safetensors.numpy.load(data)
+            header_size = int.from_bytes(data[:8], "little")
+            about: Mapping[str, str] = json.loads(data[8 : 8 + header_size]).get("__metadata__") or {}
             if about.get("schema") != "1":
                 raise BundleError(
                     f"{name}: bank of schema {about.get('schema')!r}, this version reads '1'; make it anew"
                 )
-            grid = json.loads(about["grid"])
             bank = cls(
                 **{key: tensors[key] for key in _TENSORS},
-                grid=(int(grid[0]), int(grid[1])),
-                position_scale=float(json.loads(about["position_scale"])),
+                grid=msgspec.json.decode(about["grid"], type=tuple[int, int]),
+                position_scale=msgspec.json.decode(about["position_scale"], type=float),
                 options=msgspec.json.decode(about["options"], type=BankOptions),
-                image_hashes=tuple(json.loads(about["image_hashes"])),
+                image_hashes=msgspec.json.decode(about["image_hashes"], type=tuple[str, ...]),
             )
-        except (safetensors.SafetensorError, KeyError, ValueError, TypeError, msgspec.ValidationError) as error:
+        except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
             raise BundleError(f"{name} is not a readable bank ({error}); make it anew with `adclick bank`") from error
-        bank._check(name)
+        problem = bank._problem()
+        if problem:
+            raise BundleError(f"{name} is not a usable bank: {problem}; make it anew with `adclick bank`")
         return bank
 
-    def _check(self, name: str) -> None:
-        rows, dims = self.rows.shape
-        expected = {
-            "coordinates": (rows, self.projection.shape[1] + self.cell_code.shape[1]),
-            "row_image": (rows,),
-            "row_cell": (rows, 2),
-            "centre": (dims,),
-            "projection": (dims, self.projection.shape[1]),
-            "residual_scale": (dims,),
-        }
-        for key, shape in expected.items():
-            if getattr(self, key).shape != shape:
-                raise BundleError(f"{name}: {key} has shape {getattr(self, key).shape}, expected {shape}; make it anew")
-        if rows == 0 or not np.isfinite(self.rows).all():
-            raise BundleError(f"{name}: the bank is empty or holds values that are not finite; make it anew")
+    def _problem(self) -> str:
+        """What would make the bank fail or mislead when it is searched; empty if nothing."""
+        for key, kind in _TENSORS.items():
+            tensor = getattr(self, key)
+            if tensor.dtype != kind:
+                return f"{key} is {tensor.dtype}, expected {np.dtype(kind)}"
+            if not np.isfinite(tensor).all():
+                return f"{key} holds values that are not finite"
+        code_dims = self.options.position_dims if self.position_scale else 0
+        images = len(self.image_hashes)
+        sizes = {"two": 2}
+        for key, names in _SHAPES.items():
+            shape = getattr(self, key).shape
+            if len(shape) != len(names) or any(sizes.setdefault(n, s) != s for n, s in zip(names, shape, strict=True)):
+                expected = ", ".join(f"{n} = {sizes[n]}" if n in sizes else n for n in names)
+                return f"{key} has shape {list(shape)}, expected [{expected}]"
+        if 0 in (sizes["M"], sizes["D"]):
+            return f"it has {sizes['M']} rows of {sizes['D']} features"
+        if sizes["s"] != sizes["d"] + code_dims:
+            return f"{sizes['s']} search coordinates for {sizes['d']} components and {code_dims} of position"
+        if not (0 <= self.position_scale < np.inf) or (code_dims < 4 and self.position_scale):
+            return f"the position code has scale {self.position_scale} and {code_dims} dims"
+        height, width = self.grid
+        if height < 1 or width < 1 or height * width > _MOST_CELLS:
+            return f"its grid is {height} x {width} cells"
+        if self.row_cell.min() < 0 or (self.row_cell >= self.grid).any():
+            return f"it has rows of cells outside its grid of {height} x {width}"
+        if self.row_image[0] < 0 or self.row_image[-1] >= images or (np.diff(self.row_image) < 0).any():
+            return f"its rows are not sorted by the {images} images they come from"
+        if self.residual_scale.min() <= 0:
+            return "residual_scale holds values that are not positive"
+        if self.options.retrieve_images and (len(self.image_descriptors) != images or sizes["windows"] == 0):
+            return f"it has {len(self.image_descriptors)} descriptors for {images} images to retrieve"
+        return ""
 
 
-_TENSORS = (
-    "rows",
-    "coordinates",
-    "row_image",
-    "row_cell",
-    "centre",
-    "projection",
-    "residual_scale",
-    "image_descriptors",
-    "descriptor_centre",
-    "descriptor_projection",
-)
+_TENSORS: dict[str, type[np.generic]] = {
+    "rows": np.float32,
+    "coordinates": np.float32,
+    "row_image": np.int32,
+    "row_cell": np.int32,
+    "centre": np.float32,
+    "projection": np.float32,
+    "residual_scale": np.float32,
+    "image_descriptors": np.float32,
+    "descriptor_centre": np.float32,
+    "descriptor_projection": np.float32,
+}
+_SHAPES = {
+    "rows": ("M", "D"),
+    "coordinates": ("M", "s"),
+    "row_image": ("M",),
+    "row_cell": ("M", "two"),
+    "centre": ("D",),
+    "projection": ("D", "d"),
+    "residual_scale": ("D",),
+    "image_descriptors": ("images", "windows", "c"),
+    "descriptor_centre": ("C",),
+    "descriptor_projection": ("C", "c"),
+}
+_MOST_CELLS = 1 << 24
+"""More than any picture has; a grid from a file is believed no further."""

@@ -5,6 +5,8 @@ components. The distance of two images is the mean of the best 80 % of their win
 window) does not push the right reference away.
 """
 
+from itertools import pairwise
+
 import numpy as np
 import numpy.typing as npt
 
@@ -22,15 +24,14 @@ ROW_STEP = 256
 
 def window_means(feature_map: F32) -> F32:
     """Mean of a stride-4 map (float32 [c, y, x]) over each of 4 x 4 windows, float32 [16, c]."""
-    ys = np.linspace(0, feature_map.shape[1], WINDOWS + 1).astype(int)
-    xs = np.linspace(0, feature_map.shape[2], WINDOWS + 1).astype(int)
-    return np.stack(
-        [
-            feature_map[:, ys[i] : ys[i + 1], xs[j] : xs[j + 1]].mean(axis=(1, 2))
-            for i in range(WINDOWS)
-            for j in range(WINDOWS)
-        ]
-    )
+    ys, xs = (_window_ends(size) for size in feature_map.shape[1:])
+    return np.stack([feature_map[:, a:b, c:d].mean(axis=(1, 2)) for a, b in ys for c, d in xs])
+
+
+def _window_ends(size: int) -> list[tuple[int, int]]:
+    """First and one past the last pixel of each window of an axis; a window is never empty."""
+    ends = np.linspace(0, size, WINDOWS + 1).astype(int).tolist()
+    return [(a, max(b, a + 1)) for a, b in pairwise(ends)]
 
 
 def nearest_images(bank: Bank, feature_map: F32, count: int) -> npt.NDArray[np.int64]:
@@ -43,12 +44,14 @@ def nearest_images(bank: Bank, feature_map: F32, count: int) -> npt.NDArray[np.i
 
 
 def retrieve_rows(bank: Bank, feature_map: F32, count: int) -> npt.NDArray[np.int32]:
-    """Rows of the ``count`` nearest images, int32 [m], padded to a multiple of `ROW_STEP` by repeating the first."""
-    chosen = nearest_images(bank, feature_map, count)
-    starts = np.searchsorted(bank.row_image, chosen, side="left")
-    ends = np.searchsorted(bank.row_image, chosen, side="right")
-    rows = np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in zip(starts, ends, strict=True)])
-    if len(rows) == 0:
-        return np.arange(len(bank.rows), dtype=np.int32)
+    """Rows of the ``count`` nearest images, int32 [m], padded to a multiple of `ROW_STEP` by repeating the first.
+
+    Images of which the coreset kept no row are passed over: others cover them.
+    """
+    ranked = nearest_images(bank, feature_map, len(bank.image_hashes))
+    starts = np.searchsorted(bank.row_image, ranked, side="left")
+    ends = np.searchsorted(bank.row_image, ranked, side="right")
+    segments = [(a, b) for a, b in zip(starts, ends, strict=True) if b > a][:count]
+    rows = np.concatenate([np.arange(a, b, dtype=np.int32) for a, b in segments])
     padding = -len(rows) % ROW_STEP
     return np.concatenate([rows, np.full(padding, rows[0], np.int32)])

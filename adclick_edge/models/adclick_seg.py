@@ -33,7 +33,8 @@ class ResidualBlock(nn.Module):
         self.second = ConvNorm(channels, channels, 3, relu=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(x + self.second(self.first(x)))
+        out: Tensor = F.relu(x + self.second(self.first(x)))
+        return out
 
 
 class EdgeSegmenter(nn.Module):
@@ -70,8 +71,8 @@ class EdgeSegmenter(nn.Module):
         coarse = self.context(torch.cat([F.max_pool2d(fine, 2), self.from_map16(map16)], dim=1))
         merged = self.merge(torch.cat([fine, _double(coarse)], dim=1))
         outlined = self.outline(torch.cat([_double(merged), self.from_map4(map4)], dim=1))  # N, half, 2h, 2w
-        logits = self.logit(outlined) + self.distance_gain * _double(distance) - self.distance_offset
-        return logits[:, 0]
+        logits: Tensor = self.logit(outlined) + self.distance_gain * _double(distance) - self.distance_offset
+        return logits.squeeze(1)
 
 
 def _double(x: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from adclick_edge.features.extractor import Extractor
 from adclick_edge.models.adclick_seg import EdgeSegmenter
 from adclick_edge.models.distance import DistanceSegmenter
-from adclick_edge.models.paper_seg import PaperSegmenter, PaperSize
+from adclick_edge.models.paper_seg import PaperSegmenter
 from adclick_edge.models.presets import Preset
 
 __all__ = ["Segmenter", "build_segmenter", "run_segmenter"]
@@ -17,8 +17,7 @@ Segmenter = EdgeSegmenter | PaperSegmenter | DistanceSegmenter
 def build_segmenter(preset: Preset, extractor: Extractor) -> EdgeSegmenter | PaperSegmenter:
     """The trainable network of ``preset`` with fresh weights."""
     if preset.segmenter == "paper":
-        height, width = preset.input_size
-        return PaperSegmenter(PaperSize(residual_dims=extractor.dims, grid=(height // 16, width // 16)))
+        return PaperSegmenter(extractor.dims, preset.input_size)
     return EdgeSegmenter(extractor.dims, dict(extractor.backbone.channels), preset.width)
 
 

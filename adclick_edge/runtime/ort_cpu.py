@@ -118,7 +118,10 @@ class OrtCpuEngine:
                 "another input size; make it anew with `adclick bank`"
             )
         if exclude_images is not None:
-            left = bank.bank.residual(embedding, exclude_images=np.asarray(exclude_images))
+            try:
+                left = bank.bank.residual(embedding, exclude_images=np.asarray(exclude_images))
+            except ValueError as error:
+                raise EngineError(f"frames cannot be matched without their own image's rows: {error}") from error
             relative = left.residual / bank.feed["residual_scale"]
             return {"distance": left.distance, "residual": left.residual, "relative": relative}
         feed = {"embedding": embedding, **bank.feed}

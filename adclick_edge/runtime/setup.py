@@ -137,9 +137,9 @@ def _settle(inspector: Inspector, pictures: Sequence[Path], setup: SetUp, held_o
         inspector.reload_settings()
     if held_out:
         scores, source = _scores(inspector, held_out, leave_one_out=False), "held_out"
-    elif len(pictures) > 1:
-        scores, source = _scores(inspector, pictures, leave_one_out=True), "leave_one_out"
     else:
+        scores, source = _scores(inspector, pictures, leave_one_out=True), "leave_one_out"
+    if not scores:
         return
     first = calibrate(scores, false_alarms=setup.false_alarms, source=source, author="set-up")  # type: ignore[arg-type]
     store_calibration(inspector.bundle, first)
@@ -191,6 +191,8 @@ def _scores(inspector: Inspector, pictures: Sequence[Path], *, leave_one_out: bo
     scores = []
     for number in track(range(0, len(pictures), step), "first thresholds", console=progress_console()):
         own = [number] if leave_one_out else None
+        if leave_one_out and (inspector.bank.row_image == number).all():
+            continue  # the only picture, or one that all others repeat: without it there is nothing to match
         (anomaly_map,), _ = inspector.maps([read_image(pictures[number])], exclude_images=own)
         scores.append(masked_score(anomaly_map, inspector.valid(anomaly_map.shape)))
     return scores

@@ -62,6 +62,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             about: dict[str, str] = file.metadata() or {}
+            if missing := [key for key in ("state", "scalars", "groups") if key not in about]:
+                raise TrainingError(f"{path}: no checkpoint of a run ({missing[0]} is missing); start the run anew")
             return {key: file.get_tensor(key) for key in file.keys()}, about  # noqa: SIM118 (not a dict)
     except (OSError, safetensors.SafetensorError) as error:
         raise TrainingError(f"{path}: not a readable checkpoint ({error}); start the run anew") from error

@@ -63,7 +63,7 @@ def read_config(run: Path) -> RunConfig:
         raise TrainingError(f"{run}: not a training run (no run.json); give the folder `adclick train` wrote")
     try:
         return msgspec.json.decode(path.read_bytes(), type=RunConfig)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TrainingError(f"{path}: {error}; the run was made by another version: train anew") from error
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from adclick_edge.console import progress_console
 from adclick_edge.data.dataset import open_product, with_split
-from adclick_edge.errors import TrainingError
+from adclick_edge.errors import TrainingError, UsageError
 from adclick_edge.evaluation.inspection import InspectionMetrics
 from adclick_edge.features.backbones.fold import fold_batch_norms_in_place
 from adclick_edge.features.extractor import Extractor, build_extractor
@@ -44,7 +44,7 @@ def train_seg(run: Path, config: RunConfig, *, device_name: str = "auto", stop_a
 
     Raises TrainingError when ``run`` holds a run with another configuration.
     """
-    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device_name == "auto" else device_name)
+    device = _device(device_name)
     with _processes(device) as (rank, world):
         if config.batch % world:
             raise TrainingError(f"a batch of {config.batch} cannot be shared by {world} processes; take a multiple")
@@ -66,6 +66,21 @@ def train_seg(run: Path, config: RunConfig, *, device_name: str = "auto", stop_a
     return run
 
 
+def _device(name: str) -> torch.device:
+    """The device called ``name`` or the best there is; under ``torchrun`` each process takes a GPU of its own."""
+    try:
+        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+    except RuntimeError as error:
+        raise UsageError(f"there is no device {name!r}; take auto, cpu or cuda") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError(f"the device {name!r} was asked for, but PyTorch finds no GPU; take cpu or auto")
+        if name in ("auto", "cuda") and "LOCAL_RANK" in os.environ:
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
+    return device
+
+
 @contextmanager
 def _processes(device: torch.device) -> Iterator[tuple[int, int]]:
     """Rank and number of processes; joins the process group that ``torchrun`` announces in the environment."""
@@ -80,9 +95,14 @@ def _processes(device: torch.device) -> Iterator[tuple[int, int]]:
 
 
 def _load_products(config: RunConfig, extractor: Extractor, device: torch.device) -> list[TrainingProduct]:
+    opened = [open_product(Path(config.data), name) for name in config.products]
+    kinds = {kind for product in opened for kind in product.kinds()}
+    if unknown := sorted(set(config.skip_kinds) - kinds):
+        raise UsageError(
+            f"{config.data}: no defects of the kind {unknown[0]!r} to skip; it has {', '.join(sorted(kinds))}"
+        )
     loaded = []
-    for name in config.products:
-        product = open_product(Path(config.data), name)
+    for product in opened:
         if config.split_normals is not None:
             product = with_split(product, config.split_normals)
         split = choose_split(

@@ -11,7 +11,7 @@ from rich.progress import track
 from adclick_edge.console import progress_console
 from adclick_edge.data.dataset import Product, Sample
 from adclick_edge.data.images import read_image, read_mask
-from adclick_edge.data.resize import fit
+from adclick_edge.data.resize import fit, fit_mask
 from adclick_edge.data.splits import split_by_content
 from adclick_edge.data.synthetic import add_defect
 from adclick_edge.errors import ImageError, TrainingError
@@ -62,11 +62,13 @@ def choose_split(
     """Split the train normals by content, and pick the labelled defects by a hash of their content.
 
     With fewer than 12 normals none is held out: validation then draws synthetic defects on training normals, each matched
-    without its own rows.
+    without its own rows. Normals that cannot be read are reported on stderr and left out.
     """
-    normals = product.normals("train")
+    normals = tuple(_readable(product.normals("train")))
     if len(normals) < 2:
-        raise TrainingError(f"{product.root}: {len(normals)} normal training images; training needs at least 2")
+        raise TrainingError(
+            f"{product.root}: {len(normals)} readable normal training images; training needs at least 2"
+        )
     validation_normals: tuple[Sample, ...] = ()
     if len(normals) >= FEWEST_NORMALS_TO_HOLD_OUT:
         parts = split_by_content(normals, {"train": 1 - validation_share, "validation": validation_share}, seed=seed)
@@ -85,6 +87,19 @@ def choose_split(
     return ProductSplit(normals, validation_normals, tuple(train_defects), tuple(validation_defects))
 
 
+def _readable(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples whose pictures can be read; the others are reported on stderr."""
+    usable = []
+    for sample in samples:
+        try:
+            read_image(sample.path)
+        except ImageError as error:
+            progress_console().print(f"skipped: {error}", style="yellow", markup=False)
+        else:
+            usable.append(sample)
+    return usable
+
+
 def load_product(
     product: Product,
     split: ProductSplit,
@@ -97,18 +112,12 @@ def load_product(
 ) -> TrainingProduct:
     """Read the pictures of ``split``, bring them to the input size and build the bank of the training normals.
 
-    Files that cannot be read are reported on stderr and left out.
+    Labelled defects whose files cannot be read are reported on stderr and left out.
     """
     console = progress_console()
 
     def read(samples: Sequence[Sample]) -> list[tuple[Sample, U8]]:
-        usable = []
-        for sample in samples:
-            try:
-                usable.append((sample, fit(read_image(sample.path), input_size)))
-            except ImageError as error:
-                console.print(f"skipped: {error}", style="yellow", markup=False)
-        return usable
+        return [(sample, fit(read_image(sample.path), input_size)) for sample in samples]
 
     def read_labelled(samples: Sequence[Sample]) -> list[tuple[U8, Bool]]:
         labelled = []
@@ -120,8 +129,12 @@ def load_product(
             except ImageError as error:
                 console.print(f"skipped: {error}", style="yellow", markup=False)
                 continue
-            small = fit(mask.astype(np.float32)[:, :, None], input_size)[:, :, 0] >= 0.5  # type: ignore[arg-type]
-            labelled.append((fit(image, input_size), small))
+            if not mask.any():
+                console.print(f"skipped: {sample.mask_path}: marks no pixel", style="yellow", markup=False)
+                continue
+            share = fit_mask(mask, input_size)
+            # A defect too thin to fill half a pixel at the input size keeps the pixels it fills most.
+            labelled.append((fit(image, input_size), share >= min(0.5, float(share.max()))))
         return labelled
 
     normals = read(split.train_normals)
