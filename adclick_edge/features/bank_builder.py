@@ -50,7 +50,7 @@ class BankBuilder:
         """Offer one normal image, or a further tile of the same image (``new_image=False``).
 
         ``embedding`` float32 [D, h, w]; ``image_hash`` the SHA-256 of its file; ``retrieval_map`` float32 [c, y, x], the
-        stride-4 map, needed when images are retrieved (an image is described by its first tile); ``valid`` bool [h, w]
+        stride-4 map, needed when images are retrieved (an image is described by its first); ``valid`` bool [h, w]
         leaves cells out (regions not inspected). ValueError if the shape differs from the first embedding's, the map is
         missing, or a tile comes before its image.
         """

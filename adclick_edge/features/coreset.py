@@ -5,9 +5,9 @@ again and again. Here rows arrive image by image: those that the kept rows alrea
 other are dropped at once (one matrix product), the rest wait in a buffer of bounded size, and when it is full the
 greedy choice is made anew over kept and waiting rows. Memory does not depend on the number of images.
 
-Measured on 100 images x 1024 cells x 128 dims, 2000 rows kept, one core: the cover radius is 1.06 to 1.17 times that of
-the greedy choice over all rows at once, in a tenth to a fifth of its time. Dropping only within half the radius, or
-hardly at all, took 2 to 3 times as long and moved the radius by 5 % at most, either way.
+Measured on three sets of 100 images x 1024 cells x 128 dims, 2000 rows kept: the cover radius is 1.06 to 1.17 times
+that of the greedy choice over all rows at once, in a seventh to a quarter of its time. Dropping only within half the
+radius, or hardly at all, makes two to three times as many choices and moves the radius by 5 % at most, either way.
 """
 
 import numpy as np

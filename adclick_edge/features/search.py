@@ -2,8 +2,8 @@
 
 The search space holds, per bank row r with search coordinates s(r): ``[-2 s(r), |s(r)|^2]``; per query q: ``[s(q),
 1]``. Their inner product is the squared distance less ``|s(q)|^2``, which does not change which row is nearest, so a
-search is one matrix product and one argmin. Ties go to the lowest row. Coordinates are centred before they come here:
-the product is rounded in proportion to their squared length, not to the distance.
+search is one matrix product and one argmin. Ties, that is equal products, go to the lowest row. Coordinates are centred
+before they come here: the product is rounded in proportion to their squared length, not to the distance.
 """
 
 import numpy as np

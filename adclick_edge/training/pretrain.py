@@ -235,7 +235,7 @@ def _export(
     plain = backbone.reparameterise().cpu()
     tensors = {name: t.half().contiguous() for name, t in plain.state_dict().items()}
     plain.load_state_dict({name: t.float() for name, t in tensors.items()})
-    metadata = {
+    metadata = progress.settings | {
         "network": "edge_backbone",
         "origin": "pretrained from scratch on procedural pictures only",
         "command": _command(settings),
@@ -244,7 +244,6 @@ def _export(
         "elapsed_s": str(round(progress.elapsed_s)),
         "validation_ap": str(round(validate(plain, held_out), 5)),
         "source_sha256": source,
-        **progress.settings,
     }
     path = out / "edge_backbone.safetensors"
     write_bytes(path, save(tensors, metadata))

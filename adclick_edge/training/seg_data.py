@@ -20,6 +20,7 @@ from adclick_edge.features.bank_builder import BankBuilder
 from adclick_edge.features.extractor import Extractor
 from adclick_edge.files import sha256_file
 from adclick_edge.training.episodes import ProductPictures
+from adclick_edge.training.labels import choose_labelled
 
 __all__ = ["ProductSplit", "TrainingProduct", "ValidationPicture", "choose_split", "load_product"]
 
@@ -38,6 +39,8 @@ class ProductSplit:
     validation_normals: tuple[Sample, ...]
     train_defects: tuple[Sample, ...]
     validation_defects: tuple[Sample, ...]
+    siblings: tuple[Sample, ...]
+    """Other shots of the labelled defects: left out of everything, testing too."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class TrainingProduct:
 def choose_split(
     product: Product, *, real_defects_per_kind: int, skip_kinds: Sequence[str], validation_share: float, seed: int
 ) -> ProductSplit:
-    """Split the train normals by content, and pick the labelled defects by a hash of their content.
+    """Split the train normals by content, and choose the labelled defects.
 
     With fewer than 12 normals none is held out: validation then draws synthetic defects on training normals, each matched
     without its own rows. Normals that cannot be read are reported on stderr and left out.
@@ -73,18 +76,12 @@ def choose_split(
     if len(normals) >= FEWEST_NORMALS_TO_HOLD_OUT:
         parts = split_by_content(normals, {"train": 1 - validation_share, "validation": validation_share}, seed=seed)
         normals, validation_normals = parts["train"], parts["validation"]
-    train_defects: list[Sample] = []
-    validation_defects: list[Sample] = []
-    if real_defects_per_kind:
-        for kind in product.kinds():
-            if kind in skip_kinds:
-                continue
-            masked = [s for s in product.defects(kinds=[kind]) if s.mask_path is not None]
-            chosen = sorted(masked, key=lambda s: sha256_file(s.path))[:real_defects_per_kind]
-            held_out = round(validation_share * len(chosen))
-            validation_defects += chosen[:held_out]
-            train_defects += chosen[held_out:]
-    return ProductSplit(normals, validation_normals, tuple(train_defects), tuple(validation_defects))
+    if not real_defects_per_kind:
+        return ProductSplit(normals, validation_normals, (), (), ())
+    labelled = choose_labelled(
+        product, per_kind=real_defects_per_kind, skip_kinds=skip_kinds, validation_share=validation_share
+    )
+    return ProductSplit(normals, validation_normals, labelled.train, labelled.validation, labelled.siblings)
 
 
 def _readable(samples: Sequence[Sample]) -> list[Sample]:
@@ -152,6 +149,7 @@ def load_product(
         "validation_normals": split.validation_normals,
         "train_defects": split.train_defects,
         "validation_defects": split.validation_defects,
+        "siblings": split.siblings,
     }
     return TrainingProduct(
         ProductPictures(product.name, [frame for _, frame in normals], read_labelled(split.train_defects)),

@@ -262,7 +262,7 @@ def test_distances_are_exact_under_a_common_offset(graph, offset, request):
     """What is guaranteed, whatever all features have in common.
 
     Residual and distance are those of the row matched to 1e-5, since they come from the difference itself. The row
-    matched is the nearest one up to the rounding of the search, 1e-6 of the squared length of the *centred* coordinates.
+    matched is the nearest one up to the rounding of the search, 1e-6 of the squared length of the *centred* features.
     """
     grid = (9, 12)
     frames = frames_of(4, grid) + np.float32(offset)

@@ -128,7 +128,7 @@ def test_flips_move_frame_and_mask_together() -> None:
 
 def test_gain_changes_brightness_within_bounds_and_does_not_wrap() -> None:
     white = ProductPictures("white", [np.full((16, 16, 3), 250, np.uint8)], [])
-    batch = Episodes([white], EpisodeMix(clean=1, synthetic=0, gain=0.2), seed=0).batch(0, range(32))
+    batch = Episodes([white], EpisodeMix(clean=1, synthetic=0, pasted=0, real=0, gain=0.2), seed=0).batch(0, range(32))
     levels = batch.frames.reshape(32, -1)
     assert (levels == levels[:, :1]).all()
     assert levels.min() >= 200

@@ -120,7 +120,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
 
 
 def test_a_clock_budget_ends_a_run(tmp_path: Path) -> None:
-    pretrain(replace(SMOKE, steps=None, minutes=0.5 / 60, validation_worlds=1), tmp_path)
+    path = pretrain(replace(SMOKE, steps=None, minutes=0.5 / 60, validation_worlds=1), tmp_path)
+    metadata = load_weights(create_backbone("edge_backbone"), path).metadata
+    assert metadata["steps"] == str(log_of(tmp_path)[-1]["step"])  # those done, not the budget
     assert 0.5 <= log_of(tmp_path)[-1]["elapsed_s"] < 5
 
 

@@ -33,9 +33,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         read_config(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"{", b"[]", b'{"kind": "seg"}', b"\xff\xfe", b'{"kind": "\xff"}'], ids=repr
-)
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"kind": "seg"}', b"\xff\xfe", b'{"kind": "\xff"}'], ids=repr)
 def test_an_unreadable_config_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "run.json").write_bytes(content)
     with pytest.raises(TrainingError, match=r"run\.json"):
