@@ -275,10 +275,6 @@ def main() -> None:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of stdout went away, as `| head` does: nothing is wrong here.
-        sys.stderr.close()
-        sys.exit(0)
     except OSError as error:
         # A full disk, a folder that may not be written: the message of the system names the file.
         progress_console().print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)

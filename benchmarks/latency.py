@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from itertools import cycle, product
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import cv2
 import msgspec
@@ -32,7 +32,7 @@ from latency_plots import draw_latency
 from machine import describe_machine
 from patchcore_like import PeerForm, export_patchcore_like, peer_runner
 from random_products import SegmenterName, bank_of_size, random_frame, random_product
-from timing import Timings, Variant, paired_ratio, take_turns
+from timing import Variant, paired_ratio, take_turns
 
 from adclick_edge.console import progress_console
 from adclick_edge.features.backbones import BACKBONES
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="adclick-latency.") as scratch:
         products = _products(options, Path(scratch))
-        result = {
+        result: dict[str, Any] = {
             "benchmark": "latency",
             "machine": machine,
             "settings": _settings(options),
@@ -126,11 +126,11 @@ def _products(options: argparse.Namespace, scratch: Path) -> Products:
     return made
 
 
-def _end_to_end(options: argparse.Namespace, products: Products, scratch: Path) -> list[dict[str, object]]:
+def _end_to_end(options: argparse.Namespace, products: Products, scratch: Path) -> list[dict[str, Any]]:
     inspectors = {key: Inspector.open(path, threads=options.threads) for key, path in products.items()}
     peers = _peers(options, scratch)
     variants: dict[str, Variant] = {}
-    about: dict[str, dict[str, object]] = {}
+    about: dict[str, dict[str, Any]] = {}
     for side in options.frame_sizes:
         frames = [random_frame(side, side, 100 + number) for number in range(FRAMES_IN_TURN)]
         for (backbone, segmenter), inspector in inspectors.items():
@@ -149,7 +149,7 @@ def _end_to_end(options: argparse.Namespace, products: Products, scratch: Path) 
     for name, timing in timings.items():
         row = {"name": name, **about[name], **timing.summary()}
         if about[name]["kind"] == "ours":
-            side = about[name]["frame"][0]  # type: ignore[index]
+            side = about[name]["frame"][0]
             row["ratio_to_peer"] = {
                 form: paired_ratio(timing.wall_ms, timings[f"PatchCore-like {form} {PEER_BACKBONE} {side}"].wall_ms)
                 for form in peers
@@ -159,7 +159,7 @@ def _end_to_end(options: argparse.Namespace, products: Products, scratch: Path) 
 
 
 def _peers(options: argparse.Namespace, scratch: Path) -> dict[PeerForm, Callable[[U8], object]]:
-    """Given the rows that one of our banks of random textures has, in all dimensions."""
+    """Each form of the graph, around one bank of random rows."""
     preset = _preset(options, PEER_BACKBONE)
     torch.manual_seed(0)
     extractor = build_extractor(preset)
@@ -195,7 +195,7 @@ def _running(run_peer: Callable[[U8], object], frames: Sequence[U8]) -> Variant:
     return run
 
 
-def _search(options: argparse.Namespace, folder: Path) -> list[dict[str, object]]:
+def _search(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """The residual stage as it follows the features of a frame."""
     engine = OrtCpuEngine(folder, threads=options.threads)
     bank = Bank.from_bytes((folder / "bank.safetensors").read_bytes())
@@ -209,7 +209,7 @@ def _search(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
     for other in OTHER_SEARCH_DIMS:
         banks["whole bank", options.bank_rows, other] = bank_of_size(bank, options.bank_rows, other)
     variants: dict[str, Variant] = {}
-    about: dict[str, dict[str, object]] = {}
+    about: dict[str, dict[str, Any]] = {}
     for (kind, rows, dims), sized in banks.items():
         name = f"{kind} {rows} {dims}"
         variants[name] = _searching(engine, engine.load_bank(sized), frame)
@@ -220,7 +220,10 @@ def _search(options: argparse.Namespace, folder: Path) -> list[dict[str, object]
             about[f"numpy {rows} {dims}"] = {**about[name], "kind": "numpy"}
     _say(f"search: {len(variants)} variants, {options.search_rounds} rounds")
     timings = take_turns(variants, rounds=options.search_rounds, warmup=min(2, options.warmup))
-    return [{**about[name], **_stage(timing, "residual").summary()} for name, timing in timings.items()]
+    return [
+        {**about[name], **(timing.stage("residual") if timing.stages_ms else timing).summary()}
+        for name, timing in timings.items()
+    ]
 
 
 def _searching(engine: OrtCpuEngine, handle: BankHandle, frame: U8) -> Variant:
@@ -234,14 +237,7 @@ def _searching_by_numpy(bank: Bank, embedding: npt.NDArray[np.float32]) -> Varia
     return run
 
 
-def _stage(timing: Timings, stage: str) -> Timings:
-    """The wall time of one stage where stages are apart (its processor time is not known then)."""
-    if stage not in timing.stages_ms:
-        return timing
-    return Timings(timing.stages_ms[stage], np.full_like(timing.cpu_ms, np.nan), {})
-
-
-def _batches(options: argparse.Namespace, backbone: str, products: Products) -> list[dict[str, object]]:
+def _batches(options: argparse.Namespace, backbone: str, products: Products) -> list[dict[str, Any]]:
     folder = products[backbone, options.segmenter[0]]
     bank = Bank.from_bytes((folder / "bank.safetensors").read_bytes())
     chain = GraphChain(folder, bank, (options.size, options.size), ChainOptions(threads=options.threads))
@@ -274,11 +270,10 @@ def _one_graph(chain: GraphChain, graph: str, feed: dict[str, npt.NDArray[np.flo
     return run
 
 
-def _print(result: dict[str, object]) -> None:
-    rows: list[dict[str, object]] = result["end_to_end"]  # type: ignore[assignment]
-    for row in rows:
-        ratios = {form: ratio["p50"] for form, ratio in row.get("ratio_to_peer", {}).items()}  # type: ignore[attr-defined]
-        print(f"{row['name']:44} p50 {row['p50_ms']:7} ms  p99 {row['p99_ms']:7} ms  {ratios or ''}")
+def _print(result: dict[str, Any]) -> None:
+    for row in result["end_to_end"]:
+        ratios = ", ".join(f"{ratio['p50']} of {form}" for form, ratio in row.get("ratio_to_peer", {}).items())
+        print(f"{row['name']:44} p50 {row['p50_ms']:7} ms  p99 {row['p99_ms']:7} ms  {ratios}")
 
 
 def _say(text: str) -> None:

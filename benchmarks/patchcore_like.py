@@ -8,6 +8,7 @@ Two forms: ``plain`` takes roots of all distances and blurs with a two-dimension
 does; ``lean`` takes the root of the smallest only and blurs along each axis, what a careful author would write.
 """
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -73,9 +74,11 @@ def export_patchcore_like(
     """Write the graph, with its bank inside, to ``path``."""
     network = fold_batch_norms(PatchCoreLike(extractor, torch.from_numpy(rows), form)).eval()
     frames = torch.zeros(1, *input_size, 3, dtype=torch.uint8)
-    torch.onnx.export(
-        network, (frames,), path, dynamo=True, input_names=["frames"], output_names=["map", "score"], verbose=False
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own, of no use here
+        torch.onnx.export(
+            network, (frames,), path, dynamo=True, input_names=["frames"], output_names=["map", "score"], verbose=False
+        )
     return path
 
 

@@ -18,9 +18,12 @@ Variant = Callable[[], Mapping[str, float] | None]
 class Timings:
     wall_ms: F64
     """One per round."""
-    cpu_ms: F64
-    """Processor time of all threads together: other processes disturb it less."""
+    cpu_ms: F64 | None
+    """Processor time of all threads together: other processes disturb it less. None for a stage."""
     stages_ms: dict[str, F64]
+
+    def stage(self, name: str) -> "Timings":
+        return Timings(self.stages_ms[name], None, {})
 
     def summary(self, per: int = 1) -> dict[str, object]:
         """JSON in milliseconds, divided by ``per`` (frames of a turn)."""
@@ -28,8 +31,9 @@ class Timings:
             "p10_ms": _ms(self.wall_ms, 10, per),
             "p50_ms": _ms(self.wall_ms, 50, per),
             "p99_ms": _ms(self.wall_ms, 99, per),
-            "cpu_p50_ms": _ms(self.cpu_ms, 50, per),
         }
+        if self.cpu_ms is not None:
+            out["cpu_p50_ms"] = _ms(self.cpu_ms, 50, per)
         if self.stages_ms:
             out["stages"] = {
                 name: {f"p{p}_ms": _ms(spent, p, per) for p in (10, 50, 99)} for name, spent in self.stages_ms.items()

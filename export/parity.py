@@ -16,6 +16,7 @@ from adclick_edge.features.bank import Bank
 from adclick_edge.features.extractor import Extractor
 from adclick_edge.features.residual_torch import TorchBank, nearest_residual
 from adclick_edge.models.build import Segmenter, run_segmenter
+from adclick_edge.models.distance import relative_distance
 from adclick_edge.runtime.ort_cpu import OrtCpuEngine
 
 __all__ = ["TOLERANCE", "ParityReport", "check_parity"]
@@ -109,7 +110,12 @@ def _with_torch(
         features = extractor(torch.from_numpy(frame[None]))
         index, _, residual = nearest_residual(features["embedding"], torch_bank)
         relative = residual / torch_bank.residual_scale.reshape(1, -1, 1, 1)
-        inputs = {**features, "residual": residual, "relative": relative}
+        inputs = {
+            **features,
+            "residual": residual,
+            "relative": relative,
+            "relative_distance": relative_distance(residual, torch_bank.residual_scale),
+        }
         maps.append(run_segmenter(segmenter, segmenter.inputs, inputs).numpy())
         rows.append(index.numpy())
     return np.concatenate(maps), np.concatenate(rows)

@@ -100,18 +100,21 @@ _TILED_SEARCH = f"""
     found = Reshape (list_found, frames_cells)
 """
 
+# Block by block, so that the products of one block exist at a time.
 _CANDIDATE_SEARCH = """
     blocks = Gather <axis = 1> (queries, order)
-    candidate_rows = Gather <axis = 0> (search, candidates)
-    candidate_columns = Transpose <perm = [0, 1, 3, 2]> (candidate_rows)
-    rank = MatMul (blocks, candidate_columns)
-    local = ArgMin <axis = 3, keepdims = 0> (rank)
-    local_shape = Shape (local)
-    leading = Shape <start = 0, end = 2> (local)
-    candidate_count = Shape <start = 2, end = 3> (candidates)
-    lists_shape = Concat <axis = 0> (leading, candidate_count)
-    lists = Expand (candidates, lists_shape)
-    by_block = GatherElements <axis = 2> (lists, local)
+    frame_count = Shape <start = 0, end = 1> (queries)
+    by_block = Scan <num_scan_inputs = 2, scan_input_axes = [1, 1], scan_output_axes = [1], body = one_block
+        (float[bn, bq, bs] block_queries, int64[bc, bm] block_candidates) => (int64[bn, bq] block_found) {
+        block_rows = Gather <axis = 0> (search, block_candidates)
+        block_columns = Transpose <perm = [0, 2, 1]> (block_rows)
+        rank = MatMul (block_queries, block_columns)
+        local = ArgMin <axis = 2, keepdims = 0> (rank)
+        list_length = Shape <start = 1, end = 2> (block_candidates)
+        list_shape = Concat <axis = 0> (frame_count, list_length)
+        lists = Expand (block_candidates, list_shape)
+        block_found = GatherElements <axis = 1> (lists, local)
+    }> (blocks, candidates)
     in_order = Reshape (by_block, keep_frames)
     found = Gather <axis = 1> (in_order, place)
 """
@@ -139,8 +142,17 @@ _INPUTS = (
     "float[M, s] search, float[M, D] rows"
 )
 _SCALE = "float[1, D, 1, 1] residual_scale"
-_OUTPUTS = "int64[N, h, w] index, float[N, 1, h, w] distance, float[N, D, h, w] residual, float[N, D, h, w] relative"
-_RELATIVE = "relative = Div (residual, residual_scale)"
+_OUTPUTS = (
+    "int64[N, h, w] index, float[N, 1, h, w] distance, float[N, D, h, w] residual, float[N, D, h, w] relative, "
+    "float[N, 1, h, w] relative_distance"
+)
+_RELATIVE = """
+    relative = Div (residual, residual_scale)
+    scale_axis = Constant <value_ints = [1]> ()
+    distance_scale = ReduceSum <keepdims = 1> (residual_scale, scale_axis)
+    squared_ratio = Div (distance, distance_scale)
+    relative_distance = Sqrt (squared_ratio)
+"""
 
 
 def _model(text: str, function: onnx.FunctionProto) -> onnx.ModelProto:
@@ -151,11 +163,14 @@ def _model(text: str, function: onnx.FunctionProto) -> onnx.ModelProto:
 
 
 def residual_model() -> onnx.ModelProto:
-    """``residual.onnx``: one ``NearestResidual`` node, and the residual divided by the bank's ``residual_scale``."""
+    """``residual.onnx``: one ``NearestResidual`` node, and what it leaves relative to normal parts.
+
+    Two outputs more: ``relative`` [N, D, h, w], the residual over the bank's ``residual_scale`` [1, D, 1, 1], and
+    ``relative_distance`` [N, 1, h, w], the root of distance over the sum of that scale: about 1 on normal cells.
+    """
     return _model(
         f"<ir_version: 9, {_OPSETS}> residual ({_INPUTS}, {_SCALE}) => ({_OUTPUTS}) {{"
         f"index, distance, residual = {DOMAIN}.NearestResidual "
-        f""
         f"(embedding, centre, projection, cell_code, search, rows) {_RELATIVE} }}",
         nearest_residual_functions()[0],
     )

@@ -88,7 +88,13 @@ def export_segmenter(segmenter: nn.Module, examples: dict[str, Tensor], *, fixed
     ``fixed_size`` (windowed attention is laid out for one size).
     """
     names: tuple[str, ...] = segmenter.inputs  # type: ignore[assignment]
-    cells = {"relative": 2, "map4": 4, "map8": 2, "map16": 1}  # per side, for each cell of the stride-16 map
+    cells = {
+        "relative": 2,
+        "relative_distance": 2,
+        "map4": 4,
+        "map8": 2,
+        "map16": 1,
+    }  # per side, for each cell of the stride-16 map
     batch = torch.export.Dim("n", min=1, max=1024)
     rows, columns = torch.export.Dim("rows", min=2, max=512), torch.export.Dim("columns", min=2, max=512)
     free: list[dict[int, object]] = []
@@ -106,6 +112,7 @@ def export_graphs(extractor: Extractor, segmenter: nn.Module, input_size: tuple[
     with torch.no_grad():
         examples = dict(extractor(torch.zeros(2, *input_size, 3, dtype=torch.uint8)))
     examples["residual"] = examples["relative"] = torch.zeros_like(examples["embedding"])
+    examples["relative_distance"] = examples["relative"][:, :1]
     return {
         "features.onnx": features,
         "residual.onnx": residual_model().SerializeToString(),

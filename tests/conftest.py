@@ -89,7 +89,9 @@ def weights_bundle(make_once: Callable[[str, Callable[[Path], object]], Path], b
 
 
 @pytest.fixture(scope="session")
-def product_bundle(make_once: Callable[[str, Callable[[Path], object]], Path], weights_bundle: Path, line: Path) -> Path:
+def product_bundle(
+    make_once: Callable[[str, Callable[[Path], object]], Path], weights_bundle: Path, line: Path
+) -> Path:
     """A bundle of `PRODUCT` from its training normals. Do not change it: copy it first."""
 
     def make(path: Path) -> None:

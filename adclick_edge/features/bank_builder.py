@@ -49,10 +49,10 @@ class BankBuilder:
     ) -> None:
         """Offer one normal image, or a further tile of the same image (``new_image=False``).
 
-        ``embedding`` float32 [D, h, w]; ``image_hash`` the SHA-256 of its file; ``retrieval_map`` float32 [c, y, x], the
-        stride-4 map, needed when images are retrieved (an image is described by its first); ``valid`` bool [h, w]
-        leaves cells out (regions not inspected). ValueError if the shape differs from the first embedding's, the map is
-        missing, or a tile comes before its image.
+        ``embedding`` float32 [D, h, w]; ``image_hash`` the SHA-256 of its file; ``retrieval_map`` float32 [c, y, x],
+        the stride-4 map, needed when images are retrieved (an image is described by its first tile); ``valid`` bool
+        [h, w] leaves cells out (regions not inspected). ValueError if the shape differs from the first embedding's,
+        the map is missing, or a tile comes before its image.
         """
         if not new_image and not self.image_hashes:
             raise ValueError("the first tile of an image must be added with new_image=True")
@@ -182,7 +182,7 @@ class BankBuilder:
 
 
 def _principal_directions(rows: F32, most: int, variance: float) -> tuple[F32, F32]:
-    """Mean float32 [D] and principal directions float32 [D, d] holding ``variance`` of the rows' variance, d <= most."""
+    """Mean float32 [D] and directions float32 [D, d] that hold ``variance`` of the rows' variance, d <= most."""
     centre = rows.mean(axis=0, dtype=np.float64)
     centred = rows - centre
     values, vectors = np.linalg.eigh(centred.T @ centred)

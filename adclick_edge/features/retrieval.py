@@ -43,12 +43,15 @@ def nearest_images(bank: Bank, feature_map: F32, count: int) -> npt.NDArray[np.i
     return np.argsort(distance[:, :best].mean(axis=1), kind="stable")[:count]
 
 
-def retrieve_rows(bank: Bank, feature_map: F32, count: int) -> npt.NDArray[np.int32]:
+def retrieve_rows(bank: Bank, feature_map: F32, count: int, exclude_image: int = -1) -> npt.NDArray[np.int32]:
     """Rows of the ``count`` nearest images, int32 [m], padded to a multiple of `ROW_STEP` by repeating the first.
 
-    Images of which the coreset kept no row are passed over: others cover them.
+    Images of which the coreset kept no row are passed over: others cover them. So is ``exclude_image``, unless there is
+    no other.
     """
     ranked = nearest_images(bank, feature_map, len(bank.image_hashes))
+    others = ranked[(ranked != exclude_image) & np.isin(ranked, bank.row_image)]
+    ranked = others if len(others) else ranked
     starts = np.searchsorted(bank.row_image, ranked, side="left")
     ends = np.searchsorted(bank.row_image, ranked, side="right")
     segments = [(a, b) for a, b in zip(starts, ends, strict=True) if b > a][:count]

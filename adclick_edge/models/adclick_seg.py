@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adclick_edge.models.distance import relative_distance
-
 __all__ = ["EdgeSegmenter"]
 
 
@@ -38,13 +36,13 @@ class ResidualBlock(nn.Module):
 
 
 class EdgeSegmenter(nn.Module):
-    """relative residual [N, D, h, w] and the backbone's maps -> logits [N, 2h, 2w].
+    """relative residual [N, D, h, w], relative distance [N, 1, h, w], the backbone's maps -> logits [N, 2h, 2w].
 
     The last convolution starts at zero and the relative distance is added to its output, so that before training the
     map is the distance map, up to a linear change of scale: training starts from what the bank alone can do.
     """
 
-    inputs = ("relative", "map4", "map8", "map16")
+    inputs = ("relative", "relative_distance", "map4", "map8", "map16")
 
     def __init__(self, dims: int, channels: dict[int, int], width: int) -> None:
         super().__init__()
@@ -63,15 +61,14 @@ class EdgeSegmenter(nn.Module):
         nn.init.zeros_(self.logit.weight)
         nn.init.zeros_(self.logit.bias)  # type: ignore[arg-type]
 
-    def forward(self, relative: Tensor, map4: Tensor, map8: Tensor, map16: Tensor) -> Tensor:
-        distance = relative_distance(relative)  # N, 1, h, w
-        compressed = torch.cat([torch.log1p(relative), torch.log1p(distance)], dim=1)
+    def forward(self, relative: Tensor, relative_distance: Tensor, map4: Tensor, map8: Tensor, map16: Tensor) -> Tensor:
+        compressed = torch.cat([torch.log1p(relative), torch.log1p(relative_distance)], dim=1)
         left_over = self.from_residual(compressed)
         fine = self.fuse(torch.cat([left_over, self.from_map8(map8)], dim=1))  # N, width, h, w
         coarse = self.context(torch.cat([F.max_pool2d(fine, 2), self.from_map16(map16)], dim=1))
         merged = self.merge(torch.cat([fine, _double(coarse)], dim=1))
         outlined = self.outline(torch.cat([_double(merged), self.from_map4(map4)], dim=1))  # N, half, 2h, 2w
-        logits: Tensor = self.logit(outlined) + self.distance_gain * _double(distance) - self.distance_offset
+        logits: Tensor = self.logit(outlined) + self.distance_gain * _double(relative_distance) - self.distance_offset
         return logits.squeeze(1)
 
 

@@ -12,12 +12,18 @@ import numpy.typing as npt
 
 from adclick_edge.errors import EngineError
 from adclick_edge.features.bank import Bank
-from adclick_edge.features.retrieval import retrieve_rows
+from adclick_edge.runtime.candidates import NO_IMAGE, candidate_lists
 from adclick_edge.runtime.engine import BankHandle, Features, Maps
 
 __all__ = ["OrtCpuEngine"]
 
-_RESIDUAL_OUTPUTS = ("index", "distance", "residual", "relative")
+FRAMES_PER_RUN = 2
+"""Frames that the features graph is given at once. The maps of a large batch fall out of the caches: 8 at once took 0.94 to
+1.18 times as long per frame as one at a time (the more, the busier the machine), 2 at once 0.90 to 1.06 times
+(docs/performance.md)."""
+
+_NO_MAP = np.zeros((0, 0, 0, 0), np.float32)
+_RESIDUAL_OUTPUTS = ("index", "distance", "residual", "relative", "relative_distance")
 
 
 @dataclass(frozen=True)
@@ -57,16 +63,22 @@ class OrtCpuEngine:
             self._session(name)
         self._feature_names = [output.name for output in self._sessions["features"].get_outputs()]
         self._segment_inputs = [tensor.name for tensor in self._sessions["segment"].get_inputs()]
+        if missing := set(self._segment_inputs) - {*self._feature_names, *_RESIDUAL_OUTPUTS}:
+            raise EngineError(
+                f"{folder}: segment.onnx takes {min(missing)!r}, which neither features.onnx nor residual.onnx gives: "
+                "graphs of two exports were mixed; export the bundle anew"
+            )
 
     def features(self, frames: npt.NDArray[np.uint8]) -> Features:
-        # Frame by frame: the maps of one frame stay in the cache, those of a batch do not. On two cores a batch of 8
-        # takes 1.1 to 1.2 times as long per frame; residual and segment gain nothing by it (docs/performance.md).
-        each = [self._run("features", {"frames": frame[None]}) for frame in frames]
-        if not each:
-            raise EngineError(f"no frames to take features of (shape {frames.shape}); give at least one")
-        if len(each) == 1:
-            return dict(zip(self._feature_names, each[0], strict=True))
-        return {name: np.concatenate([outputs[i] for outputs in each]) for i, name in enumerate(self._feature_names)}
+        if len(frames) == 0:
+            raise EngineError(f"no frames to take features of (their shape is {frames.shape}); give at least one")
+        each = [
+            self._run("features", {"frames": frames[start : start + FRAMES_PER_RUN]})
+            for start in range(0, len(frames), FRAMES_PER_RUN)
+        ]
+        # A single run's outputs are handed on as they are, not copied.
+        outputs = each[0] if len(each) == 1 else [np.concatenate(parts) for parts in zip(*each, strict=True)]
+        return dict(zip(self._feature_names, outputs, strict=True))
 
     def load_bank(self, bank: Bank) -> BankHandle:
         feed = {
@@ -77,12 +89,7 @@ class OrtCpuEngine:
             "rows": bank.rows,
             "residual_scale": bank.residual_scale.reshape(1, -1, 1, 1),
         }
-        window = {}
-        if bank.window is not None:
-            order, candidates = (array.astype(np.int64) for array in bank.window)
-            place = np.zeros(bank.grid[0] * bank.grid[1], np.int64)
-            place[order.reshape(-1)] = np.arange(order.size)
-            window = {"order": order, "place": place, "candidates": candidates[None]}
+        window = {} if bank.window is None else candidate_lists(bank, _NO_MAP)
         return _CpuBank(bank, feed, window)
 
     def run(
@@ -123,31 +130,25 @@ class OrtCpuEngine:
                 f"{bank.bank.dims} on {bank.bank.grid[0]} x {bank.bank.grid[1]}: it was made with other weights or "
                 "another input size; make it anew with `adclick bank`"
             )
-        if exclude_images is not None:
-            try:
-                left = bank.bank.residual(embedding, exclude_images=np.asarray(exclude_images))
-            except ValueError as error:
-                raise EngineError(f"frames cannot be matched without their own image's rows: {error}") from error
-            relative = left.residual / bank.feed["residual_scale"]
-            return {"distance": left.distance, "residual": left.residual, "relative": relative}
-        feed = {"embedding": embedding, **bank.feed}
-        if bank.window:
-            outputs = self._run("residual_candidates", {**feed, **bank.window})
-        elif bank.bank.options.retrieve_images:
+        own = exclude_images if exclude_images is not None else [NO_IMAGE] * len(embedding)
+        if bank.bank.options.retrieve_images or max(own) > NO_IMAGE:
             # Frame by frame: each has its own list of rows, of its own length.
-            return self._residual_of_retrieved(features, bank)
+            outputs = self._frame_by_frame(features, bank, own)
+        elif bank.window:
+            outputs = self._run("residual_candidates", {"embedding": embedding, **bank.feed, **bank.window})
         else:
-            outputs = self._run("residual", feed)
+            outputs = self._run("residual", {"embedding": embedding, **bank.feed})
         return dict(zip(_RESIDUAL_OUTPUTS, outputs, strict=True))
 
-    def _residual_of_retrieved(self, features: Features, bank: _CpuBank) -> Features:
-        cells = np.arange(bank.bank.grid[0] * bank.bank.grid[1], dtype=np.int64)
+    def _frame_by_frame(
+        self, features: Features, bank: _CpuBank, exclude_images: Sequence[int]
+    ) -> list[npt.NDArray[Any]]:
         each = []
-        for embedding, retrieval_map in zip(features["embedding"], features["map4"], strict=True):
-            rows = retrieve_rows(bank.bank, retrieval_map, bank.bank.options.retrieve_images)
-            lists = {"order": cells[None], "place": cells, "candidates": rows.astype(np.int64)[None, None]}
-            each.append(self._run("residual_candidates", {"embedding": embedding[None], **bank.feed, **lists}))
-        return {name: np.concatenate([outputs[i] for outputs in each]) for i, name in enumerate(_RESIDUAL_OUTPUTS)}
+        for number, own in enumerate(exclude_images):
+            lists = candidate_lists(bank.bank, features.get("map4", _NO_MAP)[number : number + 1], own)
+            embedding = features["embedding"][number : number + 1]
+            each.append(self._run("residual_candidates", {"embedding": embedding, **bank.feed, **lists}))
+        return [np.concatenate(parts) for parts in zip(*each, strict=True)]
 
     def _session(self, name: str) -> Any:
         if name not in self._sessions:
@@ -156,6 +157,12 @@ class OrtCpuEngine:
                 session = self._onnxruntime.InferenceSession(path, self._options, providers=["CPUExecutionProvider"])
             except Exception as error:  # onnxruntime's exceptions share no base of their own
                 raise EngineError(f"{path}: ONNX Runtime cannot load it ({error}); export the bundle anew") from error
+            outputs = tuple(output.name for output in session.get_outputs())
+            if name.startswith("residual") and outputs != _RESIDUAL_OUTPUTS:
+                raise EngineError(
+                    f"{path}: gives {', '.join(outputs)}, this release expects {', '.join(_RESIDUAL_OUTPUTS)}: another "
+                    "release made it; export the bundle anew"
+                )
             self._sessions[name] = session
         return self._sessions[name]
 

@@ -71,5 +71,7 @@ def _groups(samples: Sequence[Sample], kind: str) -> list[list[Sample]]:
 def _round_robin(groups: Sequence[Sequence[Sample]], count: int) -> list[tuple[int, Sample]]:
     """Up to ``count`` samples with their group's number: the first of each group, then the second of each, and so on."""
     longest = max((len(group) for group in groups), default=0)
-    turns = [(number, group[turn]) for turn in range(longest) for number, group in enumerate(groups) if turn < len(group)]
+    turns = [
+        (number, group[turn]) for turn in range(longest) for number, group in enumerate(groups) if turn < len(group)
+    ]
     return turns[:count]

@@ -25,6 +25,7 @@ from adclick_edge.features.residual_torch import TorchBank, nearest_residual
 from adclick_edge.features.weights import load_weights
 from adclick_edge.files import write_bytes, write_text
 from adclick_edge.models.build import build_segmenter, run_segmenter
+from adclick_edge.models.distance import relative_distance
 from adclick_edge.training.checkpoint import load_checkpoint, save_checkpoint
 from adclick_edge.training.curves import plot_curves
 from adclick_edge.training.episodes import Batch, Episodes
@@ -220,13 +221,15 @@ class _Loop:
         features: dict[str, Tensor] = self.extractor(frames)
         embedding = features["embedding"]
         residual, relative = torch.empty_like(embedding), torch.empty_like(embedding)
+        distance = torch.empty_like(embedding[:, :1])
         for number, bank in enumerate(self.banks):
             mine = [i for i, p in enumerate(products) if p == number]
             if mine:
                 own = [exclude[i] for i in mine]
                 _, _, residual[mine] = nearest_residual(embedding[mine], bank, exclude_images=own)
                 relative[mine] = residual[mine] / bank.residual_scale.reshape(1, -1, 1, 1)
-        return {**features, "residual": residual, "relative": relative}
+                distance[mine] = relative_distance(residual[mine], bank.residual_scale)
+        return {**features, "residual": residual, "relative": relative, "relative_distance": distance}
 
     @torch.no_grad()
     def _validate(self, step: int, best: float) -> float:

@@ -33,7 +33,7 @@ MOST_VALIDATION_PICTURES = 48
 
 @dataclass(frozen=True)
 class ProductSplit:
-    """Which samples are for what. Defects not named here are never read by training."""
+    """Which samples are for what. Training learns nothing from defects that are not named here."""
 
     train_normals: tuple[Sample, ...]
     validation_normals: tuple[Sample, ...]

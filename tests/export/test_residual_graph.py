@@ -62,11 +62,13 @@ def blocks_of(order, candidates, cells):
 
 
 def assert_same(outputs, bank, reference):
-    index, distance, residual, relative = outputs
+    index, distance, residual, relative, relative_distance = outputs
     np.testing.assert_array_equal(index, reference.index)
     np.testing.assert_array_equal(residual, reference.residual)
     np.testing.assert_allclose(distance, reference.distance, rtol=1e-5)
     np.testing.assert_allclose(relative, residual / bank.residual_scale[None, :, None, None], rtol=1e-6)
+    normal = bank.residual_scale.astype(np.float64).sum()
+    np.testing.assert_allclose(relative_distance, np.sqrt(distance.astype(np.float64) / normal), rtol=1e-5)
 
 
 # -- the models
@@ -82,7 +84,7 @@ def test_models_are_valid_and_hold_one_node_of_ours(name):
     (function,) = model.functions
     assert {(o.domain, o.version) for o in function.opset_import} == {("", OPSET)}
     assert all(node.domain == "" for node in function.node)
-    assert [o.name for o in model.graph.output] == ["index", "distance", "residual", "relative"]
+    assert [o.name for o in model.graph.output] == ["index", "distance", "residual", "relative", "relative_distance"]
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -134,7 +136,7 @@ def test_retrieval_equals_the_search_of_the_images_retrieved(candidates):
     query, query_map = frames_of(1, grid, seed=1), rng.normal(size=(20, 12, 18)).astype(np.float32)
     rows = retrieve_rows(bank, query_map, 2)
     blocks = blocks_of(np.arange(cells)[None], rows[None, None], cells)
-    index, distance, residual, _ = candidates.run(None, {**feed_of(bank, query), **blocks})
+    index, distance, residual, *_ = candidates.run(None, {**feed_of(bank, query), **blocks})
     features = query[0].reshape(10, -1).T.astype(np.float64)
     coordinates = (features - bank.centre) @ bank.projection
     ranks = ((coordinates[:, None] - bank.coordinates[None].astype(np.float64)) ** 2).sum(axis=2)
@@ -272,7 +274,7 @@ def test_distances_are_exact_under_a_common_offset(graph, offset, request):
     if graph == "candidates":
         lists = window_candidates(bank.row_cell, *grid, 8, 20)  # so wide that every row is a candidate
         feed |= blocks_of(query_order(*grid, 8), lists[None], 108)
-    index, distance, residual, _ = request.getfixturevalue(graph).run(None, feed)
+    index, distance, residual, *_ = request.getfixturevalue(graph).run(None, feed)
     cells, rows = query[0].reshape(10, -1).T.astype(np.float64), bank.rows.astype(np.float64)
     exact = (rows[index.ravel()] - cells) ** 2
     np.testing.assert_allclose(residual[0].reshape(10, -1).T, exact, rtol=1e-5)

@@ -12,6 +12,7 @@ from adclick_edge.errors import ExportError, TrainingError, WeightsError
 from adclick_edge.export import run_bundle as module
 from adclick_edge.export.run_bundle import export_backbone, export_run
 from adclick_edge.files import sha256_file
+from adclick_edge.models.adclick_seg import EdgeSegmenter
 from adclick_edge.models.presets import PRESETS
 from adclick_edge.runtime.inspector import Inspector
 from adclick_edge.training.run_folder import read_config, write_config
@@ -50,7 +51,7 @@ def test_a_run_becomes_a_product_bundle_that_inspects(run_bundle: Path, seg_run:
     assert manifest.product == "flange"
     assert manifest.segmenter == "adclick_seg"
     assert manifest.input_size == (64, 64)
-    assert [t.name for t in manifest.segment_inputs] == ["relative", "map4", "map8", "map16"]
+    assert [t.name for t in manifest.segment_inputs] == list(EdgeSegmenter.inputs)
     assert manifest.weights_license == "none"
 
 
@@ -80,7 +81,7 @@ def test_a_backbone_becomes_a_weights_bundle(weights_bundle: Path, backbone_file
     assert manifest.segmenter == "distance"
     assert manifest.training["backbone_sha256"] == sha256_file(backbone_file)
     assert manifest.parity["changed_verdicts"] == 0
-    assert [t.name for t in manifest.segment_inputs] == ["relative"]
+    assert [t.name for t in manifest.segment_inputs] == ["relative_distance"]
     assert {t.name: t.shape[1] for t in manifest.features_outputs}["embedding"] == manifest.embedding_dims
 
 

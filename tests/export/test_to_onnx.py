@@ -1,4 +1,3 @@
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +29,10 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 
 @pytest.fixture(scope="module")
-def extractor(backbone_file: Path) -> Iterator[Extractor]:
+def extractor(backbone_file: Path) -> Extractor:
     built = build_extractor(PRESETS["edge-s"])
     load_weights(built.backbone, backbone_file)
-    yield built
+    return built
 
 
 @pytest.mark.parametrize(("batch", "height", "width"), SIZES)
@@ -53,7 +52,7 @@ def test_features_graph_computes_the_extractor(
 
 
 def segmenter_inputs(shapes: dict[str, int], batch: int, height: int, width: int) -> dict[str, np.ndarray]:
-    stride = {"relative": 8, "map4": 4, "map8": 8, "map16": 16}
+    stride = {"relative": 8, "relative_distance": 8, "map4": 4, "map8": 8, "map16": 16}
     return {
         name: RNG.random((batch, channels, height // stride[name], width // stride[name]), np.float32) * 3
         for name, channels in shapes.items()
@@ -86,7 +85,7 @@ def test_distance_graph_computes_the_network(batch: int, height: int, width: int
     given = segmenter_inputs({only.name: int(only.shape[1])}, batch, height, width)
     (found,) = graph.run(["map"], given)
     with torch.no_grad():
-        expected = DistanceSegmenter()(torch.from_numpy(given["relative"])).numpy()
+        expected = DistanceSegmenter()(torch.from_numpy(given["relative_distance"])).numpy()
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -125,6 +124,7 @@ def test_export_leaves_the_network_as_it_was(extractor: Extractor) -> None:
     network.train()
     examples = extractor(torch.zeros(2, 64, 64, 3, dtype=torch.uint8))
     examples["relative"] = torch.zeros_like(examples["embedding"])
+    examples["relative_distance"] = examples["relative"][:, :1]
     export_segmenter(network, examples)
     after = network.state_dict()
     assert list(after) == list(before)

@@ -24,7 +24,8 @@ def inputs(rows: int, columns: int, batch: int = 2, seed: int = 1) -> dict[str, 
     g = torch.Generator().manual_seed(seed)
     maps = {f"map{s}": (CHANNELS[s], 16 // s) for s in (4, 8, 16)}
     found = {k: torch.randn(batch, c, f * rows, f * columns, generator=g).relu() for k, (c, f) in maps.items()}
-    return {"relative": torch.rand(batch, DIMS, 2 * rows, 2 * columns, generator=g) * 3, **found}
+    relative = torch.rand(batch, DIMS, 2 * rows, 2 * columns, generator=g) * 3
+    return {"relative": relative, "relative_distance": relative.mean(dim=1, keepdim=True).sqrt(), **found}
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(2, 2), (3, 5), (7, 1), (1, 1), (16, 4)])
@@ -41,7 +42,7 @@ def test_before_training_the_map_is_the_relative_distance_in_another_unit(traini
     network = segmenter().train(training)
     given = inputs(3, 5)
     distance = torch.nn.functional.interpolate(
-        relative_distance(given["relative"]), scale_factor=2.0, mode="bilinear", align_corners=False
+        given["relative_distance"], scale_factor=2.0, mode="bilinear", align_corners=False
     )[:, 0]
     out = run_segmenter(network, network.inputs, given)
     torch.testing.assert_close(out, distance - 4.0)
@@ -86,7 +87,7 @@ def test_evaluation_does_not_mix_frames() -> None:
 
 def test_distance_segmenter_keeps_constants_and_smooths_peaks() -> None:
     network = DistanceSegmenter()
-    flat = network(torch.full((1, 3, 4, 6), 4.0))
+    flat = network(torch.full((1, 1, 4, 6), 2.0))
     torch.testing.assert_close(flat, torch.full((1, 8, 12), 2.0))
     peak = torch.zeros(1, 1, 9, 9)
     peak[0, 0, 4, 4] = 1.0
@@ -98,6 +99,14 @@ def test_distance_segmenter_keeps_constants_and_smooths_peaks() -> None:
     torch.testing.assert_close(out, out.flip(0))
     assert out.sum() == pytest.approx(4.0, rel=1e-5)  # each cell is four pixels of the map
     assert network.state_dict() == {}
+
+
+def test_relative_distance_is_one_where_the_residual_is_the_normal_one() -> None:
+    scale = torch.tensor([0.5, 2.0, 1.5])
+    normal = scale.reshape(1, 3, 1, 1).expand(2, 3, 4, 5)
+    torch.testing.assert_close(relative_distance(normal, scale), torch.ones(2, 1, 4, 5))
+    torch.testing.assert_close(relative_distance(9 * normal, scale), torch.full((2, 1, 4, 5), 3.0))
+    assert not relative_distance(0 * normal, scale).any()
 
 
 def test_distance_at_the_border_is_not_weaker() -> None:
@@ -120,7 +129,7 @@ def test_presets_build_what_they_name(name: str) -> None:
     network = build_segmenter(preset, extractor)
     assert isinstance(network, PaperSegmenter if name == "paper" else EdgeSegmenter)
     features = extractor(torch.zeros(1, 64, 64, 3, dtype=torch.uint8))
-    available = {"embedding", "residual", "relative", *features}
+    available = {"embedding", "residual", "relative", "relative_distance", *features}
     assert set(network.inputs) <= available
     assert features["embedding"].shape == (1, extractor.dims, 8, 8)
     assert not any(p.requires_grad for p in extractor.parameters())

@@ -19,7 +19,7 @@ def test_presets_are_found_by_name_and_usable(name: str) -> None:
 
 
 def test_an_unknown_preset_is_named_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="'edge-xl'.*edge-s, edge-m, paper"):
+    with pytest.raises(UsageError, match=r"'edge-xl'.*edge-s, edge-m, paper"):
         preset_named("edge-xl")
 
 
