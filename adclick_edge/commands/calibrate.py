@@ -63,7 +63,7 @@ def _scores(inspector: Inspector, files: list[Path], what: str) -> np.ndarray[tu
         try:
             image = read_image(path)
         except ImageError as error:
-            console.print(f"skipped: {error}", style="yellow", markup=False)
+            console.print(f"skipped: {error}", style="yellow", markup=False, soft_wrap=True)
             continue
         (anomaly_map,), _ = inspector.maps([image])
         scores.append(masked_score(anomaly_map, inspector.valid(anomaly_map.shape)))

@@ -78,7 +78,7 @@ def evaluate(
             _add(inspector, sample, metrics, worst)
         except ImageError as error:
             bad += 1
-            console.print(f"skipped: {error}", style="yellow", markup=False)
+            console.print(f"skipped: {error}", style="yellow", markup=False, soft_wrap=True)
     if left_out + bad == len(samples):
         raise DataError(f"{product.root}: no test picture is left to score; add some under test/")
     result = metrics.compute()

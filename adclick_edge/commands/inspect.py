@@ -68,7 +68,7 @@ def _one(inspector: Inspector, path: Path, root: Path, overlay: Path | None) -> 
         progress_console().print(f"not inspected: {path}: {error}", style="yellow", markup=False, soft_wrap=True)
         return not_inspected("engine_error", frame=str(path), bundle_version=version)
     if overlay is not None:
-        _draw(inspection, image, overlay / path.relative_to(root).with_suffix(".jpg"))
+        _draw(inspection, image, overlay / path.relative_to(root).with_name(f"{path.name}.jpg"))
     return inspection.verdict
 
 

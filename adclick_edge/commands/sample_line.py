@@ -33,7 +33,7 @@ def run(
         )
 
     if root.is_dir() and any(root.iterdir()) and done():
-        progress_console().print(f"{root} holds this very line already", markup=False)
+        progress_console().print(f"{root} holds this very line already", markup=False, soft_wrap=True)
     else:
         render_line(
             root,

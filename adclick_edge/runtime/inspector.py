@@ -110,7 +110,9 @@ class Inspector:
     def maps(
         self, frames: Sequence[U8], *, exclude_images: Sequence[int] | None = None
     ) -> tuple[list[F32], dict[str, float]]:
-        """Raw maps of frames and the milliseconds per stage, for the whole call."""
+        """Raw maps of frames and the milliseconds per stage, for the whole call; no frames give no maps."""
+        if not frames:
+            return [], {}
         if self.bundle.manifest.tiling is not None:
             return self._tiled(frames, exclude_images)
         began = time.perf_counter()

@@ -152,7 +152,7 @@ def _readable(normals: Sequence[Sample]) -> list[Sample]:
         try:
             read_image(sample.path)
         except ImageError as error:
-            console.print(f"skipped: {error}", style="yellow", markup=False)
+            console.print(f"skipped: {error}", style="yellow", markup=False, soft_wrap=True)
         else:
             usable.append(sample)
     if not usable:

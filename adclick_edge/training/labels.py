@@ -57,7 +57,7 @@ def _groups(samples: Sequence[Sample], kind: str) -> list[list[Sample]]:
             image = read_image(sample.path)
             pictures.append((image, read_mask(sample.mask_path, shape=image.shape[:2])))
         except ImageError as error:
-            progress_console().print(f"skipped: {error}", style="yellow", markup=False)
+            progress_console().print(f"skipped: {error}", style="yellow", markup=False, soft_wrap=True)
             continue
         readable.append(sample)
     groups: dict[int, list[Sample]] = {}

@@ -91,7 +91,7 @@ def _readable(samples: Sequence[Sample]) -> list[Sample]:
         try:
             read_image(sample.path)
         except ImageError as error:
-            progress_console().print(f"skipped: {error}", style="yellow", markup=False)
+            progress_console().print(f"skipped: {error}", style="yellow", markup=False, soft_wrap=True)
         else:
             usable.append(sample)
     return usable
@@ -124,10 +124,12 @@ def load_product(
                 assert sample.mask_path is not None  # choose_split takes masked samples only
                 mask = read_mask(sample.mask_path, shape=image.shape[:2])
             except ImageError as error:
-                console.print(f"skipped: {error}", style="yellow", markup=False)
+                console.print(f"skipped: {error}", style="yellow", markup=False, soft_wrap=True)
                 continue
             if not mask.any():
-                console.print(f"skipped: {sample.mask_path}: marks no pixel", style="yellow", markup=False)
+                console.print(
+                    f"skipped: {sample.mask_path}: marks no pixel", style="yellow", markup=False, soft_wrap=True
+                )
                 continue
             share = fit_mask(mask, input_size)
             # A defect too thin to fill half a pixel at the input size keeps the pixels it fills most.

@@ -69,6 +69,11 @@ def test_a_defect_is_ng_where_it_is_and_a_normal_part_is_not(product_bundle: Pat
     assert set(bad.verdict.stage_ms) == {"resize", "features", "residual", "segment"}
 
 
+def test_no_frames_give_no_verdicts(product_bundle: Path) -> None:
+    with Inspector.open(product_bundle, threads=1) as inspector:
+        assert inspector.inspect([], []) == []
+
+
 def test_frames_of_any_size_are_brought_to_the_input_size(product_bundle: Path, normal: np.ndarray) -> None:
     big = normal.repeat(2, axis=0).repeat(3, axis=1)
     with Inspector.open(product_bundle, threads=1) as inspector:
