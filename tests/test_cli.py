@@ -138,9 +138,9 @@ def test_from_good_parts_to_verdicts_and_figures(adclick: Adclick, weights_bundl
     assert len(verdicts["frames"]) == 10
     assert {f["lower"] for f in verdicts["frames"]} == {set_to["lower"]}
     drawn = sorted(p.relative_to(tmp_path / "drawn").as_posix() for p in (tmp_path / "drawn").rglob("*.jpg"))
-    assert "crack/000.jpg" in drawn
+    assert "crack/000.png.jpg" in drawn
     assert len(drawn) == 10
-    picture = cv2.imread(str(tmp_path / "drawn" / "crack" / "000.jpg"))
+    picture = cv2.imread(str(tmp_path / "drawn" / "crack" / "000.png.jpg"))
     assert picture is not None
     assert picture.shape[0] >= 128
 
@@ -381,7 +381,7 @@ def test_one_picture(adclick: Adclick, product_bundle: Path, line: Path, tmp_pat
     found = adclick("inspect", product_bundle, picture, "--json", "--overlay", tmp_path)
     assert found.json["received"] == 1
     assert found.json["frames"][0]["frame"] == str(picture)
-    assert [p.name for p in tmp_path.iterdir()] == ["001.jpg"]
+    assert [p.name for p in tmp_path.iterdir()] == ["001.png.jpg"]
 
 
 def test_without_thresholds_all_is_uncertain_and_said(adclick: Adclick, bundle_copy: Path, line: Path) -> None:

@@ -18,9 +18,8 @@ from adclick_edge.runtime.engine import BankHandle, Features, Maps
 __all__ = ["OrtCpuEngine"]
 
 FRAMES_PER_RUN = 2
-"""Frames that the features graph is given at once. The maps of a large batch fall out of the caches: 8 at once took 0.94 to
-1.18 times as long per frame as one at a time (the more, the busier the machine), 2 at once 0.90 to 1.06 times
-(docs/performance.md)."""
+"""Frames that the features graph is given at once: a large batch falls out of the caches. On two busy cores 8 at once took
+1.1 to 1.2 times as long per frame as one at a time, 2 at once as long (docs/performance.md)."""
 
 _NO_MAP = np.zeros((0, 0, 0, 0), np.float32)
 _RESIDUAL_OUTPUTS = ("index", "distance", "residual", "relative", "relative_distance")
