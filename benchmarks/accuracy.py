@@ -109,9 +109,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _bundles(
-    options: argparse.Namespace, product: Product, backbone: str, weights: Path
-) -> list[tuple[str, Path]]:
+def _bundles(options: argparse.Namespace, product: Product, backbone: str, weights: Path) -> list[tuple[str, Path]]:
     preset = msgspec.structs.replace(preset_named("edge-s"), backbone=backbone)
     bank = options.runs / f"{backbone}.bank.bundle"
     if not bank.exists():

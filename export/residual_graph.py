@@ -34,6 +34,7 @@ __all__ = ["DOMAIN", "OPSET", "candidates_model", "nearest_residual_functions", 
 
 DOMAIN = "adclick.edge"
 OPSET = 18
+BLOCK_ROWS = 64
 _OPSETS = f'opset_import: ["" : {OPSET}, "{DOMAIN}" : 1]'
 
 _QUERIES = """
@@ -53,6 +54,7 @@ _QUERIES = """
     queries = Concat <axis = 2> (components, code, ones)
 """
 
+# The distance is summed before channels come first: ONNX Runtime sums over an inner axis on all cores, over an outer on one.
 _SUBTRACT = """
     nearest = Gather <axis = 0> (rows, found)
     difference = Sub (nearest, cells)
@@ -60,14 +62,20 @@ _SUBTRACT = """
     channels_first = Transpose <perm = [0, 2, 1]> (squared)
     embedding_shape = Shape (embedding)
     residual = Reshape (channels_first, embedding_shape)
-    channel_axis = Constant <value_ints = [1]> ()
-    distance = ReduceSum <keepdims = 1> (residual, channel_axis)
     frames = Shape <start = 0, end = 1> (embedding)
     grid = Shape <start = 2, end = 4> (embedding)
+    channel_axis = Constant <value_ints = [2]> ()
+    cell_distance = ReduceSum <keepdims = 0> (squared, channel_axis)
+    distance_shape = Concat <axis = 0> (frames, one, grid)
+    distance = Reshape (cell_distance, distance_shape)
     index_shape = Concat <axis = 0> (frames, grid)
     index = Reshape (found, index_shape)
 """
 
+# ONNX Runtime's ArgMin is several times slower than its ReduceMin: the least of each block of rows is found first, then its
+# place in the first block that holds the least of all, so that ties still go to the lowest row. Blocks are filled up with
+# rows that are farther than any; one more block than needed rather than none to fill, as not every back end takes empty
+# tensors.
 # Queries are padded to whole tiles; the tile size follows from the number of rows at run time.
 _TILED_SEARCH = f"""
     width = Shape <start = 2, end = 3> (queries)
@@ -90,10 +98,33 @@ _TILED_SEARCH = f"""
     padded = Pad (all_queries, pads)
     tiled_shape = Concat <axis = 0> (tiles, tile, width)
     tiled = Reshape (padded, tiled_shape)
-    search_columns = Transpose <perm = [1, 0]> (search)
+    block_rows = Constant <value_ints = [{BLOCK_ROWS}]> ()
+    whole_blocks = Div (row_count, block_rows)
+    blocks = Add (whole_blocks, one)
+    blocked_count = Mul (blocks, block_rows)
+    filler_count = Sub (blocked_count, row_count)
+    far = Constant <value = float[1, 1] {{1e30}}> ()
+    width_less_one = Sub (width, one)
+    filler_pads = Concat <axis = 0> (zero, width_less_one, zero, zero)
+    filler = Pad (far, filler_pads)
+    filler_shape = Concat <axis = 0> (filler_count, width)
+    filler_rows = Expand (filler, filler_shape)
+    whole_search = Concat <axis = 0> (search, filler_rows)
+    search_columns = Transpose <perm = [1, 0]> (whole_search)
     tiled_found = Scan <num_scan_inputs = 1, body = one_tile (float[tq, sw] tile_queries) => (int64[tq] tile_found) {{
         rank = MatMul (tile_queries, search_columns)
-        tile_found = ArgMin <axis = 1, keepdims = 0> (rank)
+        blocked_shape = Constant <value_ints = [0, -1, {BLOCK_ROWS}]> ()
+        blocked = Reshape (rank, blocked_shape)
+        last_axis = Constant <value_ints = [2]> ()
+        least = ReduceMin <keepdims = 0> (blocked, last_axis)
+        block = ArgMin <axis = 1, keepdims = 1> (least)
+        in_block = GatherND <batch_dims = 1> (blocked, block)
+        place_in_block = ArgMin <axis = 1, keepdims = 1> (in_block)
+        rows_per_block = Constant <value_ints = [{BLOCK_ROWS}]> ()
+        block_start = Mul (block, rows_per_block)
+        found_column = Add (block_start, place_in_block)
+        column_axis = Constant <value_ints = [1]> ()
+        tile_found = Squeeze (found_column, column_axis)
     }}> (tiled)
     padded_found = Reshape (tiled_found, minus_one)
     list_found = Slice (padded_found, zero, count)

@@ -14,7 +14,7 @@ __all__ = ["TILE_BYTES", "augment_queries", "augment_rows", "nearest_rows", "nea
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-TILE_BYTES = 16 << 20
+TILE_BYTES = 8 << 20
 """Most bytes of query-by-row products that exist at a time."""
 
 
