@@ -190,7 +190,7 @@ def _plot(rows: dict[str, dict[str, object]], path: Path, product: str) -> None:
         axis.bar_label(bars, fmt="%.2f", fontsize=7)
     axis.set_xticks(places, [label.replace(" ", "\n") for label in rows], fontsize=8)
     axis.set(ylim=(0, 1.05), title=product)
-    axis.legend(loc="lower right", fontsize=8)
+    axis.legend(loc="lower center", bbox_to_anchor=(0.5, -0.32), ncols=3, fontsize=8)
     axis.grid(axis="y", alpha=0.3)
     figure.savefig(path, dpi=110)
 

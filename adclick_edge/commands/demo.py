@@ -28,9 +28,9 @@ __all__ = ["run"]
 
 U8 = npt.NDArray[np.uint8]
 
-CALIBRATION_NORMALS = 10
+CALIBRATION_NORMALS = 30
 """Of the test normals; the rest are inspected. A real line would take at least 100."""
-FALSE_ALARMS = 0.1
+FALSE_ALARMS = 0.04
 SHEET_CELL = 200
 
 
@@ -38,7 +38,7 @@ def run(root: Path) -> None:
     """Render the line, set each product up from its good parts, set thresholds, inspect the rest, draw a sheet."""
     began = time.monotonic()
     line = root / "line"
-    render_sample_line(line, None, 40, 26, 5, 320, 0, root / "line.jpg")
+    render_sample_line(line, None, 40, 46, 5, 320, 0, root / "line.jpg")
     table = Table(title="verdicts on parts never seen before")
     for column in (
         "product",
