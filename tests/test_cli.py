@@ -207,7 +207,10 @@ def test_exit_codes_of_the_process(arguments: list[str], code: int) -> None:
 
 
 def test_an_interrupt_ends_with_130_and_leaves_no_half_product(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from adclick_edge.cli import main; main()", "sample-line", str(tmp_path / "line")]
+    # A shell that runs its jobs in the background makes them ignore interrupts; this one must not.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    start = f"{heed}; from adclick_edge.cli import main; main()"
+    command = [sys.executable, "-c", start, "sample-line", str(tmp_path / "line")]
     running = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         until = time.monotonic() + 30
