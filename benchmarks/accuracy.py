@@ -11,8 +11,10 @@ Rows, per backbone:
 * synthetic  ADClick-Seg trained on the product's normals with synthetic defects
 * labelled   the same with --real-defects labelled defects per kind
 
-All rows are scored on the same test pictures: those that the labelled run was trained on are left out of every row.
-Runs found under --runs are taken as they are, so that an interrupted benchmark goes on.
+All rows are scored on the same test pictures, ``other_defects``: those that show a defect the labelled run was trained on,
+in whatever shot, are left out of every row. Rows without labels are scored on ``all_pictures`` too. Each with and without
+the kinds named by --skip-kind. Runs found under --runs are taken as they are, so that an interrupted benchmark goes on;
+the JSON states what each bundle says of its training.
 """
 
 import argparse
@@ -65,23 +67,28 @@ def main() -> None:
     for _, bundle in bundles:
         with read_bundle(bundle) as opened:
             trained_on |= set(opened.manifest.training.get("image_hashes", ()))
-    samples = [s for s in (*product.normals("test"), *product.defects()) if sha256_file(s.path) not in trained_on]
+    samples = [*product.normals("test"), *product.defects()]
+    other = {s.path for s in samples if sha256_file(s.path) not in trained_on}
     for label, bundle in bundles:
         with Inspector.open(bundle) as inspector:
+            training = inspector.bundle.manifest.training
+            seen = {s.path for s in samples} - other if training.get("image_hashes") and "labelled" in label else set()
+            scored = [s for s in samples if s.path not in seen]
             if label.endswith(" bank"):
                 scorer = _patchcore(inspector)
-                rows[label.replace(" bank", " patchcore")] = _score(label, samples, options.skip_kind, scorer)
-            rows[label] = _score(label, samples, options.skip_kind, _bundle_scorer(inspector))
+                rows[label.replace(" bank", " patchcore")] = _score(label, scored, other, options.skip_kind, scorer)
+            rows[label] = _score(label, scored, other, options.skip_kind, _bundle_scorer(inspector))
+            if seen:
+                del rows[label]["all_pictures"]
             rows[label]["bank_rows"] = len(inspector.bank.rows)
             rows[label]["version"] = inspector.bundle.manifest.version
+            rows[label]["training"] = {k: v for k, v in training.items() if k != "image_hashes"}
     result = {
         "product": product.name,
         "test_pictures": len(samples),
-        "left_out_trained_on": len(product.normals("test")) + len(product.defects()) - len(samples),
+        "of_other_defects": len(other),
         "skipped_kinds": options.skip_kind,
         "real_defects_per_kind": options.real_defects,
-        "steps": options.steps,
-        "seed": options.seed,
         "machine": describe_machine(),
         "seconds": round(time.monotonic() - began, 1),
         "rows": rows,
@@ -90,7 +97,7 @@ def main() -> None:
     _plot(rows, options.out.with_suffix(".png"), product.name)
     print(f"{'':28s}" + "".join(f"{f:>13s}" for f in FIGURES))
     for label, row in rows.items():
-        kept: dict[str, float] = row["without_skipped"]  # type: ignore[assignment]
+        kept: dict[str, float] = row["other_defects"]["without_skipped"]  # type: ignore[index]
         print(f"{label:28s}" + "".join(f"{kept[f]:13.3f}" for f in FIGURES))
 
 
@@ -163,20 +170,29 @@ def _patchcore(inspector: Inspector) -> Callable[[U8], F32]:
 
 
 def _score(
-    label: str, samples: Sequence[Sample], skip_kinds: Sequence[str], scorer: Callable[[U8], F32]
+    label: str, samples: Sequence[Sample], other: set[Path], skip_kinds: Sequence[str], scorer: Callable[[U8], F32]
 ) -> dict[str, object]:
-    every, kept = InspectionMetrics(), InspectionMetrics()
+    scored = {
+        (pictures, kinds): InspectionMetrics()
+        for pictures in ("other_defects", "all_pictures")
+        for kinds in ("without_skipped", "all_kinds")
+    }
     for sample in track(samples, label, console=progress_console()):
         image = read_image(sample.path)
         height, width = image.shape[:2]
         small = scorer(image)
         full = cv2.resize(small, (width, height), interpolation=cv2.INTER_LINEAR)
         mask = None if sample.mask_path is None else read_mask(sample.mask_path, shape=(height, width))
-        for metrics in (every,) if sample.kind in skip_kinds else (every, kept):
-            metrics.add(full, mask, float(small.max()), defective=sample.is_defect, name=str(sample.path))
+        for (pictures, kinds), metrics in scored.items():
+            if (pictures == "all_pictures" or sample.path in other) and (
+                kinds == "all_kinds" or sample.kind not in skip_kinds
+            ):
+                metrics.add(full, mask, float(small.max()), defective=sample.is_defect, name=str(sample.path))
     return {
-        "without_skipped": msgspec.to_builtins(kept.compute()),
-        "all_kinds": msgspec.to_builtins(every.compute()),
+        pictures: {
+            kinds: msgspec.to_builtins(scored[pictures, kinds].compute()) for kinds in ("without_skipped", "all_kinds")
+        }
+        for pictures in ("other_defects", "all_pictures")
     }
 
 
@@ -185,7 +201,7 @@ def _plot(rows: dict[str, dict[str, object]], path: Path, product: str) -> None:
     axis = figure.subplots()
     places = np.arange(len(rows))
     for number, name in enumerate(("pixel_ap", "pro", "image_auroc")):
-        values = [row["without_skipped"][name] for row in rows.values()]  # type: ignore[index]
+        values = [row["other_defects"]["without_skipped"][name] for row in rows.values()]  # type: ignore[index]
         bars = axis.bar(places + 0.27 * (number - 1), values, 0.25, label=name)
         axis.bar_label(bars, fmt="%.2f", fontsize=7)
     axis.set_xticks(places, [label.replace(" ", "\n") for label in rows], fontsize=8)

@@ -156,3 +156,17 @@ def test_a_killed_writer_leaves_a_valid_calibration(bundle_path):
         assert body["copy"] == [body["n"]] * 2000
         bundle.set_calibration({"n": -1})
         assert bundle.calibration == {"n": -1}
+
+
+@pytest.mark.parametrize("name", ["calibration", "regions"])
+def test_a_damaged_setting_can_be_replaced(folder, name):
+    verb = {"calibration": "adclick calibrate", "regions": "adclick regions --set"}[name]
+    (folder / f"{name}.json").write_bytes(b'{"sha256": "0", "body": {}}')
+    with pytest.raises(BundleError, match=rf"{name}\.json.*{verb}"):
+        read_bundle(folder)
+    with read_bundle(folder, unread=[f"{name}.json"]) as bundle:
+        with pytest.raises(BundleError, match=verb):
+            getattr(bundle, name)
+        getattr(bundle, f"set_{name}")({"new": 1})
+    with read_bundle(folder) as bundle:
+        assert getattr(bundle, name) == {"new": 1}

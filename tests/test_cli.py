@@ -263,9 +263,7 @@ def test_every_error_class_has_its_exit_code(adclick: Adclick, monkeypatch: pyte
 
 def test_errors_of_the_system_are_one_line(adclick: Adclick, bundle_copy: Path, line: Path) -> None:
     (bundle_copy.parent / "file").write_text("in the way")
-    found = adclick(
-        "inspect", bundle_copy, line / "flange" / "test" / "crack", "--overlay", bundle_copy.parent / "file" / "sub"
-    )
+    found = adclick("eval", bundle_copy, "--data", line, "--report", bundle_copy.parent / "file" / "sub")
     assert found.code == 1
     assert re.search(r"error: \[Errno \d+\] Not a directory: '.*file", found.said)
 

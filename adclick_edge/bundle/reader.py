@@ -3,6 +3,7 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -26,13 +27,19 @@ from adclick_edge.files import sha256_file, write_bytes
 
 __all__ = ["Bundle", "read_bundle"]
 
+_REPAIR = {
+    CALIBRATION: "run `adclick calibrate` to set the thresholds again",
+    REGIONS: "set the regions again with `adclick regions --set`, then run `adclick calibrate`",
+}
 
-def read_bundle(path: Path | str, *, unpack_to: Path | None = None) -> "Bundle":
+
+def read_bundle(path: Path | str, *, unpack_to: Path | None = None, unread: Collection[str] = ()) -> "Bundle":
     """Open a bundle, folder or zip, after checking all of it.
 
     Checked: the manifest (schema, types, its own checksum), each listed file (present, regular, size, sha256), the
     checksums of ``calibration.json`` and ``regions.json``, and for a zip every entry before anything is unpacked.
     A zip is unpacked to a temporary folder (below ``unpack_to`` where given) that ``Bundle.close`` removes.
+    ``unread`` names settings that are left alone until asked for: whoever replaces a damaged one must get this far.
 
     Raises BundleError that names the file, what is wrong with it and what to do.
     """
@@ -44,7 +51,7 @@ def read_bundle(path: Path | str, *, unpack_to: Path | None = None) -> "Bundle":
         raise BundleError(f"{path}: is neither a folder nor a file; check the path")
     bundle = Bundle(real, *(_open_folder(real) if real.is_dir() else _open_zip(real, unpack_to)))
     try:
-        bundle.check()
+        bundle.check(unread=unread)
     except BaseException:
         bundle.close()
         raise
@@ -135,15 +142,16 @@ class Bundle:
         if self._scratch is not None:
             self._scratch.cleanup()
 
-    def check(self) -> None:
-        """Check every file once more, as ``read_bundle`` does. Raises BundleError."""
+    def check(self, *, unread: Collection[str] = ()) -> None:
+        """Check every file once more but the ``unread`` settings, as ``read_bundle`` does. Raises BundleError."""
         self._check_open()
         for name, entry in self.manifest.files.items():
             file = regular_file(self._root, name)
             _check_size(self.location, name, entry, file.stat().st_size)
             self._check_hash(name, entry, sha256_file(file))
         for name in SETTINGS:
-            self._get(name)
+            if name not in unread:
+                self._get(name)
         if self._scratch is None:
             self.unlisted = _unlisted(self._root, self.manifest)
 
@@ -195,12 +203,12 @@ class Bundle:
             if not (self._root / name).exists() and not (self._root / name).is_symlink():
                 return None
             with open(regular_file(self._root, name), "rb") as f:
-                return decode_settings(f.read(MAX_SETTINGS_BYTES + 1), where)
+                return decode_settings(f.read(MAX_SETTINGS_BYTES + 1), where, _REPAIR[name])
         with open_zip(self.location) as archive:
             self._check_same(_read_manifest_entry(self.location, archive))
             if name not in archive.namelist():
                 return None
-            return decode_settings(read_entry(archive, name, MAX_SETTINGS_BYTES), where)
+            return decode_settings(read_entry(archive, name, MAX_SETTINGS_BYTES), where, _REPAIR[name])
 
     def _set(self, name: str, body: object) -> None:
         self._check_open()

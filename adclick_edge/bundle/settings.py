@@ -32,18 +32,18 @@ def encode_settings(body: object, where: str) -> bytes:
     return data
 
 
-def decode_settings(data: bytes, where: str) -> dict[str, Any]:
-    """The body, once its checksum fits. Raises BundleError that starts with ``where``."""
+def decode_settings(data: bytes, where: str, repair: str = "set it again") -> dict[str, Any]:
+    """The body, once its checksum fits. Raises BundleError that starts with ``where`` and says to ``repair``."""
     if len(data) > MAX_SETTINGS_BYTES:
-        raise BundleError(f"{where}: larger than {MAX_SETTINGS_BYTES} bytes; set it again")
+        raise BundleError(f"{where}: larger than {MAX_SETTINGS_BYTES} bytes; {repair}")
     try:
         settings = msgspec.json.decode(data, type=_Settings)
         actual = hashlib.sha256(canonical_json(settings.body)).hexdigest()
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as e:
-        raise BundleError(f"{where}: cannot be read: {e}; set it again, or restore it from a backup") from e
+        raise BundleError(f"{where}: cannot be read: {e}; {repair}, or restore it from a backup") from e
     if settings.sha256 != actual:
         raise BundleError(
-            f"{where}: its checksum does not fit its body, so it was altered by hand or damaged; set it again through "
-            "adclick, or restore it from a backup"
+            f"{where}: its checksum does not fit its body, so it was altered by hand or damaged; "
+            f"{repair}, or restore it from a backup"
         )
     return settings.body

@@ -39,13 +39,16 @@ def run(root: Path) -> None:
     began = time.monotonic()
     line = root / "line"
     render_sample_line(line, None, 40, 46, 5, 320, 0, root / "line.jpg")
-    table = Table(title="verdicts on parts never seen before")
+    table = Table(
+        title="verdicts on parts never seen before",
+        caption="not ok: ng, uncertain (for a person to judge) or not inspected",
+    )
     for column in (
         "product",
-        "good: ok",
-        "good: stopped",
-        "defect: ok",
-        "defect: stopped",
+        "good parts: ok",
+        "good parts: not ok",
+        "defective: ok",
+        "defective: not ok",
         "pixel AP",
         "image AUROC",
         "ms a frame",
@@ -90,19 +93,20 @@ def _inspect(inspector: Inspector, product: Product, root: Path, rows: list[U8])
         if sample.kind not in pictured and found.verdict.lower is not None and found.verdict.upper is not None:
             mask = None if sample.mask_path is None else read_mask(sample.mask_path, shape=image.shape[:2])
             high = max(found.verdict.upper, found.verdict.lower + 1e-6)
-            drawn = draw_overlay(image, found.map, low=found.verdict.lower, high=high, mask=mask)
+            valid = inspector.valid(found.map.shape)
+            drawn = draw_overlay(image, found.map, low=found.verdict.lower, high=high, mask=mask, valid=valid)
             pictured[sample.kind] = _labelled(drawn, f"{product.name} {sample.kind}: {found.verdict.verdict}")
             write_bytes(root / f"{product.name}.overlays" / f"{sample.kind}.jpg", _jpeg(drawn))
     cells = [*pictured.values()][:7]
     cells += [np.full_like(cells[0], 255)] * (7 - len(cells))
     rows.append(np.concatenate(cells, axis=1))
     result, _ = evaluate(inspector, product, report=root / f"{product.name}.report")
-    stopped = [sum(counts[d, v] for v in ("ng", "uncertain", "not_inspected")) for d in (False, True)]
+    not_ok = [sum(counts[d, v] for v in ("ng", "uncertain", "not_inspected")) for d in (False, True)]
     return [
         str(counts[False, "ok"]),
-        str(stopped[0]),
+        str(not_ok[0]),
         str(counts[True, "ok"]),
-        str(stopped[1]),
+        str(not_ok[1]),
         "" if result.pixel_ap is None else f"{result.pixel_ap:.3f}",
         "" if result.image_auroc is None else f"{result.image_auroc:.3f}",
         f"{np.median(spent):.1f}",

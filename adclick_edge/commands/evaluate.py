@@ -37,18 +37,22 @@ def run(
 ) -> None:
     with Inspector.open(bundle) as inspector:
         product = open_with_split(data, product_name or _own_product(inspector, data), split_normals)
+        _warn_of_another_product(inspector, product)
         result, counts = evaluate(inspector, product, skip_kinds, report)
-        about = {"product": product.name, "bundle": str(bundle), "version": inspector.bundle.manifest.version}
+        own, version = inspector.bundle.manifest.product, inspector.bundle.manifest.version
+    about = {"product": product.name, "bundle": str(bundle), "bundle_product": own, "version": version}
     flat: dict[str, Any] = {**about, **msgspec.to_builtins(result), **counts}
     if json_output:
         print(json.dumps(flat))
         return
+    of = "" if own == product.name else f" of {own}"
+    print(
+        f"{product.name}, version {version}{of}: {flat['images']} pictures, {counts['left_out_trained_on']} left out as "
+        f"trained on, {counts['seconds']:.1f} s"
+    )
     for key in ("pixel_ap", "pixel_auroc", "pro", "image_auroc", "image_ap", "f1_max"):
         value = flat[key]
         print(f"{key:12s} {'undefined: ' + result.undefined[key] if value is None else format(value, '.4f')}")
-    print(
-        f"{flat['images']} pictures, {counts['left_out_trained_on']} left out as trained on, {counts['seconds']:.1f} s"
-    )
     if report is not None:
         print(f"report: {report / 'report.html'}")
 
@@ -112,6 +116,18 @@ def _add(inspector: Inspector, sample: Sample, metrics: InspectionMetrics, worst
     name = str(sample.path)
     metrics.add(full, mask, score, defective=sample.is_defect, valid=valid, name=name)  # type: ignore[arg-type]
     worst.add(name, image, full, mask, score, defective=sample.is_defect, valid=valid)  # type: ignore[arg-type]
+
+
+def _warn_of_another_product(inspector: Inspector, product: Product) -> None:
+    own = inspector.bundle.manifest.product
+    if own != product.name:
+        progress_console().print(
+            f"warning: the bundle was made for {own!r}, the pictures are of {product.name!r}: the figures say how it does "
+            "on another product, unless only the name differs",
+            style="yellow",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def _own_product(inspector: Inspector, data: Path) -> str | None:

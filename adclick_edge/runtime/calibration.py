@@ -34,12 +34,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from adclick_edge.bundle import Bundle
 from adclick_edge.errors import BundleError, CalibrationError
+from adclick_edge.runtime.regions import Regions, load_regions, regions_sha256
 
 __all__ = [
     "Calibration",
     "calibrate",
     "check_held_out",
     "load_calibration",
+    "made_under",
     "parse_calibration",
     "store_calibration",
 ]
@@ -73,6 +75,8 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     author: str
     notes: tuple[str, ...]
     bundle_version: str | None = None
+    regions_sha256: str | None = None
+    """Of the regions the scores were taken under; None: the whole frame."""
 
     def __post_init__(self) -> None:
         thresholds = (self.lower, self.upper, self.t_ng, *(() if self.t_defect is None else (self.t_defect,)))
@@ -155,21 +159,28 @@ def calibrate(
     )
 
 
-def check_held_out(bank_image_hashes: Collection[str], calibration_hashes: Mapping[str, str] | Sequence[str]) -> None:
-    """Refuse calibration frames whose content is in the bank. A mapping goes from a frame's name to its hash.
+def check_held_out(
+    bank_image_hashes: Collection[str],
+    calibration_hashes: Mapping[str, str] | Sequence[str],
+    training_image_hashes: Collection[str] = (),
+) -> None:
+    """Refuse calibration frames whose content is in the bank or was trained on. A mapping is from name to hash.
 
-    A frame of the bank finds itself there and scores near zero; thresholds from such frames are far too low.
+    A frame of the bank finds itself there and scores near zero; thresholds from such frames are far too low. Defects
+    the network was trained on score higher than those to come, and the bound on missed defects would not hold.
     Raises CalibrationError that names them.
     """
     named = calibration_hashes if isinstance(calibration_hashes, Mapping) else {h: h for h in calibration_hashes}
-    bank = frozenset(bank_image_hashes)
-    inside = sorted(name for name, digest in named.items() if digest in bank)
-    if inside:
-        more = f" and {len(inside) - _MAX_NAMED} more" if len(inside) > _MAX_NAMED else ""
+    if inside := _inside(named, bank_image_hashes):
         raise CalibrationError(
-            f"{len(inside)} of {len(named)} calibration frames are in the bank: {', '.join(inside[:_MAX_NAMED])}{more}"
-            "; they match themselves and would give thresholds that are too low: take normal frames that the bank "
-            "was not built from, or calibrate with source='leave_one_out'"
+            f"{len(inside)} of {len(named)} calibration frames are in the bank: {_some(inside)}; they match themselves "
+            "and would give thresholds that are too low: take frames that the bank was not built from, or calibrate "
+            "with source='leave_one_out'"
+        )
+    if inside := _inside(named, training_image_hashes):
+        raise CalibrationError(
+            f"{len(inside)} of {len(named)} calibration frames were trained on: {_some(inside)}; the network knows them "
+            "better than any frame to come, so the error rates would not hold: take other frames"
         )
 
 
@@ -196,17 +207,40 @@ def load_calibration(bundle: Bundle) -> Calibration | None:
     return calibration
 
 
+def made_under(calibration: Calibration, regions: Regions) -> bool:
+    """Whether the scores behind a calibration were taken under ``regions``."""
+    return (calibration.regions_sha256 or regions_sha256(Regions())) == regions_sha256(regions)
+
+
 def store_calibration(bundle: Bundle, calibration: Calibration) -> Calibration:
-    """Put a calibration made with ``bundle`` into it, marked with its version; returns what was stored."""
+    """Put a calibration made with ``bundle`` into it, marked with its version and regions; returns what was stored.
+
+    Raises BundleError for one made with another bundle, CalibrationError for one marked with other regions.
+    """
     version = bundle.manifest.version
     if calibration.bundle_version not in (None, version):
         raise BundleError(
             f"{bundle.location}: this calibration was made with bundle version {calibration.bundle_version}, not with "
             f"{version}; calibrate again"
         )
-    stamped = msgspec.structs.replace(calibration, bundle_version=version)
+    regions = load_regions(bundle)
+    if calibration.regions_sha256 is not None and not made_under(calibration, regions):
+        raise CalibrationError(
+            f"{bundle.location}: the regions changed since the scores of this calibration were taken; calibrate again"
+        )
+    stamped = msgspec.structs.replace(calibration, bundle_version=version, regions_sha256=regions_sha256(regions))
     bundle.set_calibration(stamped)
     return stamped
+
+
+def _inside(named: Mapping[str, str], hashes: Collection[str]) -> list[str]:
+    known = frozenset(hashes)
+    return sorted(name for name, digest in named.items() if digest in known)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
 
 
 def _rate(name: str, rate: float) -> Fraction:

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from adclick_edge.bundle import Bundle, read_bundle
+from adclick_edge.bundle.names import CALIBRATION
 from adclick_edge.data.resize import fit
 from adclick_edge.errors import BundleError
 from adclick_edge.features.bank import Bank
-from adclick_edge.runtime.calibration import Calibration, load_calibration
+from adclick_edge.runtime.calibration import Calibration, load_calibration, made_under
 from adclick_edge.runtime.decision import FrameVerdict, judge
 from adclick_edge.runtime.engine import Engine
 from adclick_edge.runtime.ort_cpu import OrtCpuEngine
@@ -44,10 +45,11 @@ class Inspector:
     """Loads a product bundle, checks its golden frames, and inspects.
 
     Thresholds are read when the inspector opens and by `reload_settings`; the networks and the bank stay as they are.
+    With ``thresholds=False`` those in the bundle are not even read, so that ones nobody can read can be replaced.
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, check_golden: bool = True) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine, *, check_golden: bool = True, thresholds: bool = True) -> None:
         self.bundle = bundle
         self.engine = engine
         manifest = bundle.manifest
@@ -59,17 +61,22 @@ class Inspector:
         self._handle = engine.load_bank(self.bank)
         self.calibration: Calibration | None = None
         self.regions = Regions()
+        self.notices: tuple[str, ...] = ()
+        """What the people who use this bundle must be told about its settings."""
+        self._thresholds = thresholds
         self.reload_settings()
         if check_golden:
             self._check_golden()
 
     @classmethod
-    def open(cls, path: Path | str, *, threads: int | None = None, check_golden: bool = True) -> Self:
+    def open(
+        cls, path: Path | str, *, threads: int | None = None, check_golden: bool = True, thresholds: bool = True
+    ) -> Self:
         """Open the bundle at ``path`` with the ONNX Runtime CPU back end."""
-        bundle = read_bundle(path)
+        bundle = read_bundle(path, unread=() if thresholds else (CALIBRATION,))
         try:
             engine = OrtCpuEngine(bundle.path("features.onnx").parent, threads=threads)
-            return cls(bundle, engine, check_golden=check_golden)
+            return cls(bundle, engine, check_golden=check_golden, thresholds=thresholds)
         except BaseException:
             bundle.close()
             raise
@@ -84,9 +91,15 @@ class Inspector:
         self.bundle.close()
 
     def reload_settings(self) -> None:
-        """Take over thresholds and regions as they stand in the bundle now."""
-        self.calibration = load_calibration(self.bundle)
-        self.regions = load_regions(self.bundle)
+        """Take over thresholds and regions as they stand in the bundle now.
+
+        Thresholds set under other regions are not taken: every frame is then uncertain, and `notices` says why.
+        """
+        calibration = load_calibration(self.bundle) if self._thresholds else None
+        regions = load_regions(self.bundle)
+        stale = calibration is not None and not made_under(calibration, regions)
+        self.calibration, self.regions = None if stale else calibration, regions
+        self.notices = ("the regions changed after the thresholds were set: run `adclick calibrate`",) if stale else ()
 
     def inspect(self, frames: Sequence[U8], names: Sequence[str]) -> list[Inspection]:
         """Verdicts on frames (uint8 [H, W, 3] each, any sizes), in order."""

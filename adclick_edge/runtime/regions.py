@@ -3,8 +3,10 @@
 Coordinates are fractions of the frame, (x, y) from the top left corner, so that they survive a change of resolution.
 """
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adclick_edge.bundle import Bundle
+from adclick_edge.bundle.manifest import canonical_json
 from adclick_edge.errors import UsageError
 
 __all__ = [
     "Polygon",
     "Regions",
+    "check_covered",
     "load_regions",
     "masked_score",
     "parse_regions",
     "read_regions",
+    "regions_sha256",
     "store_regions",
     "valid_mask",
 ]
@@ -31,6 +36,9 @@ Polygon = tuple[tuple[float, float], ...]
 _MAX_FILE_BYTES = 1 << 20
 _MAX_POINTS = 10_000
 _KEYS = ("roi", "ignore")
+_WINDOWS = 4
+_REACH_CELLS = 4
+_LEAST_ROWS_A_WINDOW = 8
 
 
 class Regions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -100,7 +108,50 @@ def read_regions(path: Path) -> Regions:
 def load_regions(bundle: Bundle) -> Regions:
     """The regions a bundle carries now; the whole frame where it has none."""
     body = bundle.regions
-    return Regions() if body is None else parse_regions(body, f"{bundle.location}: regions.json")
+    if body is None:
+        return Regions()
+    try:
+        return parse_regions(body, f"{bundle.location}: regions.json")
+    except UsageError as e:
+        raise UsageError(
+            f"{e}; set the regions again with `adclick regions --set`, then run `adclick calibrate`"
+        ) from e
+
+
+def regions_sha256(regions: Regions) -> str:
+    """SHA-256 of the canonical JSON of ``regions``, hex; scores under regions of another hash are other scores."""
+    return hashlib.sha256(canonical_json(msgspec.to_builtins(regions))).hexdigest()
+
+
+def check_covered(
+    regions: Regions, present: Regions | None, row_cell: NDArray[np.integer[Any]], grid: tuple[int, int]
+) -> None:
+    """Refuse regions that take in parts of the frame the bank has nothing of: normal parts would be ng there.
+
+    ``present`` are the regions set now (None: unknown), ``row_cell`` int [M, 2] the cells (y, x) of the bank's rows in
+    ``grid`` (h, w), of whole frames, not of tiles. Raises UsageError.
+    """
+    # A heuristic, since a bank does not say which regions it was built with, and a coreset leaves out cells that look
+    # alike: the grid is cut in 4 x 4 windows, and one that becomes wholly inspected counts as missing only if no row
+    # lies in it or within 4 cells of it while the windows that have rows have 8 or more on average.
+    new = valid_mask(regions, *grid)
+    old = np.zeros(grid, np.bool_) if present is None else valid_mask(present, *grid)
+    rows = np.zeros(grid, np.int64)
+    np.add.at(rows, (row_cell[:, 0], row_cell[:, 1]), 1)
+    filled, missing = [], 0
+    for y0, y1 in _spans(grid[0]):
+        for x0, x1 in _spans(grid[1]):
+            window = np.s_[y0:y1, x0:x1]
+            around = np.s_[max(0, y0 - _REACH_CELLS) : y1 + _REACH_CELLS, max(0, x0 - _REACH_CELLS) : x1 + _REACH_CELLS]
+            if count := int(rows[window].sum()):
+                filled.append(count)
+            elif new[window].all() and not old[window].all() and not rows[around].any():
+                missing += 1
+    if missing and np.mean(filled) >= _LEAST_ROWS_A_WINDOW:
+        raise UsageError(
+            f"the regions take in parts of the frame that the bank holds nothing of ({missing} of {_WINDOWS**2} windows "
+            "of the frame): good parts would be ng there; run `adclick bank` again with these regions as --regions"
+        )
 
 
 def store_regions(bundle: Bundle, regions: Regions, map_shape: tuple[int, int]) -> None:
@@ -114,6 +165,11 @@ def store_regions(bundle: Bundle, regions: Regions, map_shape: tuple[int, int]) 
             "inspect: roi is too small or ignore covers it; draw them again"
         )
     bundle.set_regions(regions)
+
+
+def _spans(cells: int) -> list[tuple[int, int]]:
+    edges = [round(i * cells / _WINDOWS) for i in range(_WINDOWS + 1)]
+    return [(low, high) for low, high in pairwise(edges) if low < high]
 
 
 def _checked(body: Mapping[str, Any], where: str) -> dict[str, tuple[Polygon, ...]]:

@@ -34,7 +34,6 @@ GOLDEN_FRAMES = 3
 MOST_FRAMES = 64
 CELL = 8
 KEPT_MANIFEST_FIELDS = (
-    "preset",
     "segmenter",
     "features_outputs",
     "segment_inputs",
@@ -57,6 +56,8 @@ class SetUp:
     tiling: Tiling | None = None
     regions: Regions = field(default_factory=Regions)
     false_alarms: float = 0.01
+    preset: str | None = None
+    """What the manifest calls the preset; None: the weights' own."""
 
 
 def set_up_product(weights: Bundle, normals: Sequence[Sample], out: Path, setup: SetUp) -> Path:
@@ -110,6 +111,7 @@ def write_product(
     fields: dict[str, object] = {
         **{key: manifest[key] for key in KEPT_MANIFEST_FIELDS},
         "kind": "product",
+        "preset": setup.preset or weights.manifest.preset,
         "product": setup.product,
         "parent": weights.manifest.version,
         "input_size": setup.input_size,
@@ -142,7 +144,16 @@ def _settle(inspector: Inspector, pictures: Sequence[Path], setup: SetUp, held_o
     if not scores:
         return
     first = calibrate(scores, false_alarms=setup.false_alarms, source=source, author="set-up")  # type: ignore[arg-type]
+    if seen := _seen_in_training(inspector, held_out or pictures):
+        note = f"the network's training saw {seen} of these pictures: calibrate on fresh normals for bounds that hold"
+        first = msgspec.structs.replace(first, notes=(*first.notes, note))
     store_calibration(inspector.bundle, first)
+
+
+def _seen_in_training(inspector: Inspector, pictures: Sequence[Path]) -> int:
+    """How many of ``pictures`` the network learnt from or had its checkpoint chosen by."""
+    seen = frozenset(inspector.bundle.manifest.training.get("image_hashes", ()))
+    return sum(sha256_file(path) in seen for path in pictures) if seen else 0
 
 
 def _readable(normals: Sequence[Sample]) -> list[Sample]:

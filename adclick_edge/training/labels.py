@@ -26,9 +26,9 @@ def choose_labelled(
 ) -> LabelledChoice:
     """Choose up to ``per_kind`` labelled defects of each kind, by a hash of their content.
 
-    Shots of one defect (`same_defect_groups`) stay together: labels come from at most half of a kind's defects, from as many
-    of them as possible, validation from others of these than training; the other shots of those defects are siblings.
-    Defects without a readable mask are not chosen.
+    Shots of one defect (`same_defect_groups`) stay together: labels come from at most half of a kind's defects (of a kind
+    that has only one, from that one), from as many of them as possible, validation from others of these than training; the
+    other shots of those defects are siblings. Defects without a readable mask are not chosen.
     """
     train: list[Sample] = []
     validation: list[Sample] = []
@@ -37,9 +37,9 @@ def choose_labelled(
         if kind in skip_kinds:
             continue
         groups = _groups(product.defects(kinds=[kind]), kind)
-        taken = groups[: max(1, len(groups) // 2)]
+        taken = groups[: min(per_kind, max(1, len(groups) // 2))]
         chosen = _round_robin(taken, per_kind)
-        held_out = set(range(round(validation_share * len(taken))))
+        held_out = set(range(min(round(validation_share * len(taken)), len(taken) - 1)))
         train += [sample for group, sample in chosen if group not in held_out]
         validation += [sample for group, sample in chosen if group in held_out]
         kept = {sample.path for _, sample in chosen}

@@ -128,12 +128,21 @@ def _load_products(config: RunConfig, extractor: Extractor, device: torch.device
 
 
 def _write_inputs(run: Path, config: RunConfig, products: Sequence[TrainingProduct]) -> None:
+    """Write what the run was made from; a run that goes on must find the very pictures it began with."""
+    hashes = {p.pictures.name: p.split_hashes for p in products}
+    splits = json.dumps(hashes, indent=1) + "\n"
+    if (run / "splits.json").exists():
+        if (run / "splits.json").read_text() != splits:
+            raise TrainingError(
+                f"{run}: the pictures in {config.data} are not those the run began with; put them back, or train anew "
+                "with another --out"
+            )
+        return
     for product in products:
         write_bytes(run / "banks" / f"{product.pictures.name}.safetensors", product.bank.to_bytes())
-    hashes = {p.pictures.name: p.split_hashes for p in products}
-    write_text(run / "splits.json", json.dumps(hashes, indent=1) + "\n")
     backbone = Path(config.backbone_file)
     write_bytes(run / f"backbone{backbone.suffix}", backbone.read_bytes())
+    write_text(run / "splits.json", splits)  # last: where it is, the others are
 
 
 class _Loop:

@@ -40,6 +40,7 @@ def test_a_run_becomes_a_product_bundle_that_inspects(run_bundle: Path, seg_run:
         assert inspector.calibration is not None
         assert inspector.calibration.source == "held_out"
         assert inspector.calibration.normals == len(splits["validation_normals"])
+        assert f"training saw {len(splits['validation_normals'])} of these" in inspector.calibration.notes[-1]
         sample = open_product(line, "flange").defects()[0]
         from adclick_edge.data.images import read_image
 

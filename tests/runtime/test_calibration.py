@@ -12,9 +12,11 @@ from adclick_edge.runtime.calibration import (
     calibrate,
     check_held_out,
     load_calibration,
+    made_under,
     parse_calibration,
     store_calibration,
 )
+from adclick_edge.runtime.regions import Regions, regions_sha256
 
 SCORES = st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=60)
 RATES = st.sampled_from([0.001, 0.01, 0.05, 0.07, 0.1, 0.29, 0.5])
@@ -217,7 +219,7 @@ def test_a_calibration_altered_by_hand_is_refused(change):
 
 class FakeBundle:
     def __init__(self, version):
-        self.location, self.calibration = "box", None
+        self.location, self.calibration, self.regions = "box", None, None
         self.manifest = type("Manifest", (), {"version": version})()
 
     def set_calibration(self, body):
@@ -238,3 +240,27 @@ def test_a_calibration_stays_with_the_bundle_it_was_made_with():
         load_calibration(other)
     with pytest.raises(BundleError, match="not with v2"):
         store_calibration(other, stored)
+
+
+def test_a_calibration_is_marked_with_the_regions_it_was_made_under():
+    bundle = FakeBundle("v1")
+    corner = Regions(ignore=(((0.0, 0.0), (0.5, 0.0), (0.5, 0.5)),))
+    made = calibrate([1.0, 2.0], false_alarms=0.1, source="held_out")
+    assert made_under(made, Regions())  # unmarked: the whole frame
+    assert not made_under(made, corner)
+    whole = store_calibration(bundle, made)
+    bundle.regions = {"roi": [], "ignore": []}
+    assert store_calibration(bundle, made).regions_sha256 == whole.regions_sha256
+    bundle.regions = msgspec.to_builtins(corner)
+    stored = store_calibration(bundle, made)
+    assert stored.regions_sha256 == regions_sha256(corner)
+    assert made_under(load_calibration(bundle), corner)
+    assert not made_under(stored, Regions())
+    with pytest.raises(CalibrationError, match="the regions changed since the scores"):
+        store_calibration(bundle, whole)
+
+
+def test_frames_trained_on_are_refused_by_name():
+    check_held_out(["a"], {"x.png": "c"}, ["d"])
+    with pytest.raises(CalibrationError, match=r"1 of 2 calibration frames were trained on: y\.png;"):
+        check_held_out(["a"], {"x.png": "c", "y.png": "d"}, ["d"])

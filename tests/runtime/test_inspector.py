@@ -124,15 +124,51 @@ def test_a_defect_in_an_ignored_region_changes_nothing(bundle_copy: Path, normal
     with Inspector.open(bundle_copy, threads=1) as inspector:
         good, bad = inspector.inspect([normal, damaged(normal)], ["good", "bad"])
         assert (good.verdict.verdict, bad.verdict.verdict) == ("ok", "ng")
+        thresholds = calibrate(
+            [plain.verdict.score * s for s in (1.01, 1.02, 1.03, 1.04)], false_alarms=0.1, source="held_out"
+        )
         store_regions(inspector.bundle, Regions(ignore=(around,)), good.map.shape)
+        store_calibration(inspector.bundle, thresholds)
         inspector.reload_settings()
         good, bad = inspector.inspect([normal, damaged(normal)], ["good", "bad"])
         assert (good.verdict.verdict, bad.verdict.verdict) == ("ok", "ok")
         assert near_spot(bad.map)  # the map shows it all the same
         store_regions(inspector.bundle, Regions(roi=(around,)), good.map.shape)
+        store_calibration(inspector.bundle, thresholds)
         inspector.reload_settings()
         good, bad = inspector.inspect([normal, damaged(normal)], ["good", "bad"])
         assert (good.verdict.verdict, bad.verdict.verdict) == ("ok", "ng")
+
+
+def test_thresholds_set_under_other_regions_are_not_used(bundle_copy: Path, normal: np.ndarray) -> None:
+    corner = Regions(ignore=(((0.0, 0.0), (0.2, 0.0), (0.2, 0.2)),))
+    with Inspector.open(bundle_copy, threads=1) as inspector:
+        assert inspector.notices == ()
+        assert inspector.calibration is not None
+        store_regions(inspector.bundle, corner, (32, 32))
+        inspector.reload_settings()
+        (found,) = inspector.inspect([normal], ["a"])
+        assert (found.verdict.verdict, found.verdict.reason) == ("uncertain", "uncalibrated")
+        (notice,) = inspector.notices
+        assert "regions changed" in notice
+        assert "adclick calibrate" in notice
+        set_thresholds(bundle_copy, [1.0, 2.0])
+        inspector.reload_settings()
+        assert inspector.notices == ()
+        assert inspector.calibration is not None
+        store_regions(inspector.bundle, Regions(), (32, 32))
+        inspector.reload_settings()
+        assert inspector.calibration is None
+
+
+def test_an_inspector_without_thresholds_opens_whatever_they_are(bundle_copy: Path) -> None:
+    (bundle_copy / "calibration.json").write_bytes(b"{")
+    with pytest.raises(BundleError, match=r"calibration\.json.*adclick calibrate"):
+        Inspector.open(bundle_copy, threads=1)
+    with Inspector.open(bundle_copy, threads=1, thresholds=False) as inspector:
+        inspector.reload_settings()
+        assert inspector.calibration is None
+        assert inspector.notices == ()
 
 
 def with_golden(source: Path, out: Path, change: object) -> Path:

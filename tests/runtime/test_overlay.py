@@ -72,6 +72,19 @@ def test_what_is_not_inspected_may_be_infinite_or_nan(frame: np.ndarray) -> None
     np.testing.assert_array_equal(drawn[:55], frame[:55])
 
 
+def test_outside_the_regions_nothing_but_the_dimmed_frame_is_drawn(frame: np.ndarray) -> None:
+    anomaly_map = np.zeros((8, 10), dtype=np.float32)
+    anomaly_map[:, 5:] = 9.0
+    anomaly_map[0, 9] = np.nan
+    valid = np.zeros((8, 10), dtype=np.bool_)
+    valid[:, :5] = True
+    drawn = draw_overlay(frame, anomaly_map, low=0.5, high=2.0, valid=valid)
+    np.testing.assert_array_equal(drawn[:, :50], frame[:, :50])  # nor does heat leak in over the border
+    np.testing.assert_array_equal(drawn[:, 50:], np.rint(frame[:, 50:] * 0.6).astype(np.uint8))
+    anomaly_map[4, 2] = 4.0
+    assert has_colour(draw_overlay(frame, anomaly_map, low=0.5, high=2.0, valid=valid)[:, :50], CONTOUR_RGB)
+
+
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (2.0, 1.0), (np.nan, 1.0), (0.0, np.inf)])
 def test_wrong_range_is_refused(frame: np.ndarray, low: float, high: float) -> None:
     with pytest.raises(UsageError, match="low < high"):
@@ -86,3 +99,5 @@ def test_wrong_arrays_are_refused(frame: np.ndarray) -> None:
         draw_overlay(frame, anomaly_map.astype(np.float64), low=0.0, high=1.0)
     with pytest.raises(UsageError, match="the mask is bool"):
         draw_overlay(frame, anomaly_map, low=0.0, high=1.0, mask=np.zeros((8, 8), dtype=np.bool_))
+    with pytest.raises(UsageError, match="valid is bool"):
+        draw_overlay(frame, anomaly_map, low=0.0, high=1.0, valid=np.zeros((8, 8), dtype=np.bool_))

@@ -10,10 +10,12 @@ from matplotlib.path import Path as Outline
 from adclick_edge.errors import UsageError
 from adclick_edge.runtime.regions import (
     Regions,
+    check_covered,
     load_regions,
     masked_score,
     parse_regions,
     read_regions,
+    regions_sha256,
     store_regions,
     valid_mask,
 )
@@ -192,3 +194,42 @@ def test_regions_that_leave_nothing_are_refused_when_set():
     bundle.regions = {"roi": "x"}
     with pytest.raises(UsageError, match=r"box: regions\.json: roi is 'x'"):
         load_regions(bundle)
+
+
+def test_damaged_regions_say_what_to_do():
+    bundle = FakeBundle()
+    bundle.regions = {"roi": "x"}
+    with pytest.raises(UsageError, match="adclick regions --set"):
+        load_regions(bundle)
+
+
+def test_the_hash_is_of_the_regions_and_nothing_else():
+    assert regions_sha256(Regions()) == regions_sha256(Regions(roi=[], ignore=[]))
+    assert len({regions_sha256(r) for r in (Regions(), Regions(roi=(LEFT,)), Regions(ignore=(LEFT,)))}) == 3
+    assert regions_sha256(Regions(roi=(((0, 0), (1, 0), (1, 1)),))) == regions_sha256(Regions(roi=(WHOLE[:3],)))
+
+
+def cells(grid, columns, copies=4):
+    y, x = np.mgrid[: grid[0], :columns]
+    return np.repeat(np.c_[y.ravel(), x.ravel()], copies, axis=0)
+
+
+@pytest.mark.parametrize("grid", [(16, 16), (32, 32), (30, 46)])
+@pytest.mark.parametrize("present", [Regions(roi=(LEFT,)), None])
+def test_regions_wider_than_the_bank_are_refused(grid, present):
+    half = cells(grid, grid[1] // 2)
+    with pytest.raises(UsageError, match="adclick bank` again with these regions"):
+        check_covered(Regions(), present, half, grid)
+    check_covered(Regions(roi=(LEFT,)), present, half, grid)
+    check_covered(Regions(), present, cells(grid, grid[1]), grid)
+
+
+def test_a_normal_bank_is_not_refused():
+    grid = (32, 32)
+    few = np.array([[4, 4], [20, 8]])
+    check_covered(Regions(), Regions(roi=(LEFT,)), few, grid)  # too few rows to tell anything
+    half = cells(grid, 16)
+    check_covered(Regions(roi=(RIGHT,)), Regions(), half, grid)  # nothing that was not inspected before
+    hole = cells(grid, 32)
+    hole = hole[~((hole >= 8) & (hole < 16)).all(axis=1)]  # a part of the frame without a texture
+    check_covered(Regions(), Regions(roi=(RIGHT,)), hole, grid)

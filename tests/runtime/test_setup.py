@@ -62,6 +62,12 @@ def test_a_product_has_bank_golden_frames_and_first_thresholds(
     assert any("held-out" in note for note in calibration.notes)
 
 
+def test_the_preset_is_the_one_set_up_with(set_up: Callable[..., Path], normals: tuple[Sample, ...]) -> None:
+    for given, written in ((None, "edge-s"), ("edge-m", "edge-m")):
+        with read_bundle(set_up(normals[:1], preset=given)) as bundle:
+            assert bundle.manifest.preset == written
+
+
 def test_first_thresholds_are_leave_one_out_scores(set_up: Callable[..., Path], normals: tuple[Sample, ...]) -> None:
     with Inspector.open(set_up(normals[:5]), threads=1) as inspector:
         scores = [

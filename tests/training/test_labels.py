@@ -63,3 +63,23 @@ def test_the_choice_follows_content_not_names(product):
     first = choose_labelled(product, per_kind=4, skip_kinds=[], validation_share=0.34)
     again = choose_labelled(product, per_kind=4, skip_kinds=[], validation_share=0.34)
     assert first == again
+
+
+@pytest.mark.parametrize(("defects", "train", "validation", "left"), [(30, 8, 2, 20), (140, 8, 2, 130), (4, 2, 0, 2)])
+def test_of_many_defects_only_those_labelled_are_taken_from_testing(
+    tmp_path, monkeypatch, defects, train, validation, left
+):
+    root = tmp_path / "tile"
+    rng = np.random.default_rng(0)
+    for folder in ("train/good", "test/spot", "ground_truth/spot"):
+        (root / folder).mkdir(parents=True)
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:8, 4:8] = 255
+    cv2.imwrite(str(root / "train/good/0.png"), np.zeros((16, 16, 3), np.uint8))
+    for number in range(defects):
+        cv2.imwrite(str(root / f"test/spot/{number}.png"), rng.integers(0, 255, (16, 16, 3), np.uint8))
+        cv2.imwrite(str(root / f"ground_truth/spot/{number}_mask.png"), mask)
+    monkeypatch.setattr("adclick_edge.training.labels.same_defect_groups", lambda pictures: list(range(len(pictures))))
+    choice = choose_labelled(open_product(root), per_kind=10, skip_kinds=[], validation_share=0.15)
+    assert (len(choice.train), len(choice.validation), len(choice.siblings)) == (train, validation, 0)
+    assert defects - train - validation == left

@@ -146,6 +146,19 @@ def test_other_settings_in_the_same_folder_are_refused(
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_a_run_does_not_go_on_with_other_pictures(line: Path, backbone_file: Path, tmp_path: Path) -> None:
+    data = tmp_path / "line"
+    shutil.copytree(line, data)
+    config = config_for(data, backbone_file)
+    train_seg(tmp_path / "run", config, device_name="cpu", stop_after=2)
+    normals = sorted((data / "flange" / "train" / "good").iterdir())
+    normals[0].write_bytes(sorted((data / "flange" / "test" / "good").iterdir())[0].read_bytes())
+    before = {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()}
+    with pytest.raises(TrainingError, match="not those the run began with"):
+        train_seg(tmp_path / "run", config, device_name="cpu")
+    assert {p: p.read_bytes() for p in (tmp_path / "run").rglob("*") if p.is_file()} == before
+
+
 def test_two_seeds_differ(seg_run: Path, line: Path, backbone_file: Path, tmp_path: Path) -> None:
     train_seg(tmp_path, config_for(line, backbone_file, seed=6, steps=2), device_name="cpu")
     assert losses(tmp_path) != losses(seg_run)[:2]
