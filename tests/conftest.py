@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from command_line import Adclick, Ran
+
+from adclick_edge import cli
 
 SIZE = 128
 """Pixels a side, of the sample line's pictures and of the input of the networks under test."""
@@ -123,3 +127,27 @@ def run_bundle(make_once: Callable[[str, Callable[[Path], object]], Path], seg_r
     from adclick_edge.export.run_bundle import export_run
 
     return make_once("run.bundle", lambda path: export_run(seg_run, path, weights_license="none"))
+
+
+@pytest.fixture
+def bundle_copy(product_bundle: Path, tmp_path: Path) -> Path:
+    shutil.copytree(product_bundle, tmp_path / "copy.bundle")
+    return tmp_path / "copy.bundle"
+
+
+@pytest.fixture
+def adclick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Adclick:
+    """``adclick(*arguments)`` in this process, through ``main`` and so with its exit codes."""
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["adclick", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        found = capsys.readouterr()
+        return Ran(code, found.out, found.err)
+
+    return run

@@ -8,11 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
+from command_line import Adclick, Ran
 
 from adclick_edge import __version__, cli
 from adclick_edge.bundle import read_bundle
@@ -24,56 +25,10 @@ from adclick_edge.runtime.inspector import Inspector
 METRICS = ("pixel_ap", "pixel_auroc", "pro", "image_auroc", "image_ap", "f1_max")
 
 
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> dict[str, Any]:
-        assert self.code == 0, self.err
-        assert len(self.out.splitlines()) == 1, self.out
-        body = json.loads(self.out)
-        assert isinstance(body, dict)
-        return body
-
-    @property
-    def said(self) -> str:
-        """stderr without line breaks: where it is folded depends on the width of the terminal."""
-        return re.sub(r"\s+", " ", self.err)
-
-
-Adclick = Callable[..., Ran]
-
-
-@pytest.fixture
-def adclick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Adclick:
-    """``adclick(*arguments)`` in this process, through ``main`` and so with its exit codes."""
-
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["adclick", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        found = capsys.readouterr()
-        return Ran(code, found.out, found.err)
-
-    return run
-
-
 def process(*arguments: object, **environment: str) -> Ran:
     command = [sys.executable, "-c", "from adclick_edge.cli import main; main()", *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=False)
     return Ran(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def bundle_copy(product_bundle: Path, tmp_path: Path) -> Path:
-    shutil.copytree(product_bundle, tmp_path / "copy.bundle")
-    return tmp_path / "copy.bundle"
 
 
 @pytest.fixture

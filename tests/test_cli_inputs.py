@@ -3,50 +3,19 @@
 import json
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
+from command_line import Adclick, Ran
 
-from adclick_edge import cli
 from adclick_edge.bundle import read_bundle
 from adclick_edge.commands import bank as bank_command
 from adclick_edge.runtime.inspector import Inspector
 from adclick_edge.runtime.regions import load_regions
 
 TRIANGLE = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def said(self) -> str:
-        return re.sub(r"\s+", " ", self.err)
-
-
-Adclick = Callable[..., Ran]
-
-
-@pytest.fixture
-def adclick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Adclick:
-    def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["adclick", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        found = capsys.readouterr()
-        return Ran(code, found.out, found.err)
-
-    return run
 
 
 @pytest.fixture
@@ -63,12 +32,6 @@ def bank(adclick: Adclick, weights_bundle: Path, line: Path, tmp_path: Path) -> 
         return adclick("bank", *base, *options)
 
     return run
-
-
-@pytest.fixture
-def bundle_copy(product_bundle: Path, tmp_path: Path) -> Path:
-    shutil.copytree(product_bundle, tmp_path / "copy.bundle")
-    return tmp_path / "copy.bundle"
 
 
 @pytest.fixture

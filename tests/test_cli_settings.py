@@ -1,17 +1,15 @@
 """Thresholds and regions through the command line: what may replace them, and what must not be taken for them."""
 
 import json
-import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bundle_samples import reseal
+from command_line import Adclick
 
-from adclick_edge import cli
 from adclick_edge.bundle import read_bundle
 from adclick_edge.data.dataset import open_product
 from adclick_edge.features.bank import BankOptions
@@ -21,33 +19,18 @@ from adclick_edge.runtime.inspector import Inspector
 from adclick_edge.runtime.regions import Regions
 from adclick_edge.runtime.setup import SetUp, set_up_product
 
-Adclick = Callable[..., tuple[int, str, str]]
-
 LEFT = [[0, 0], [0.5, 0], [0.5, 1], [0, 1]]
 
 
 @pytest.fixture
-def adclick(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Adclick:
+def adclick(adclick: Adclick) -> Callable[..., tuple[int, str, str]]:
     """``adclick(*arguments)``: exit code, stdout, stderr without line breaks."""
 
     def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["adclick", *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        found = capsys.readouterr()
-        return code, found.out, re.sub(r"\s+", " ", found.err)
+        ran = adclick(*arguments)
+        return ran.code, ran.out, ran.said
 
     return run
-
-
-@pytest.fixture
-def bundle_copy(product_bundle: Path, tmp_path: Path) -> Path:
-    shutil.copytree(product_bundle, tmp_path / "copy.bundle")
-    return tmp_path / "copy.bundle"
 
 
 @pytest.fixture

@@ -185,5 +185,8 @@ class Inspector:
 
 
 def scaled_size(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
-    """Height and width of a frame of ``shape`` after scaling for tiles."""
-    return max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+    """Height and width of a frame of ``shape`` after scaling for tiles: multiples of the map's stride, so that the map
+    covers the frame exactly and not up to three pixels more.
+    """
+    height, width = (max(1, round(side * scale / MAP_STRIDE)) * MAP_STRIDE for side in shape[:2])
+    return height, width
