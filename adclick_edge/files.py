@@ -8,8 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-__all__ = ["atomic_folder", "fsync_folder", "sha256_file", "write_bytes", "write_text"]
+__all__ = ["atomic_folder", "fsync_folder", "replacing", "sha256_file", "write_bytes", "write_text"]
 
 
 def fsync_folder(folder: Path) -> None:
@@ -21,13 +22,17 @@ def fsync_folder(folder: Path) -> None:
         os.close(fd)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old bytes or the new ones, whenever the power fails."""
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file that takes the place of ``path`` when the block succeeds, and is removed when it fails.
+
+    A reader sees the old bytes or the new ones, whenever the power fails.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(fd, "wb") as f:
-            f.write(data)
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.chmod(name, 0o644)
@@ -36,6 +41,12 @@ def write_bytes(path: Path, data: bytes) -> None:
         Path(name).unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Put ``data`` at ``path``, whole or not at all."""
+    with replacing(path) as f:
+        f.write(data)
 
 
 def write_text(path: Path, text: str) -> None:

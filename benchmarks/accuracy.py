@@ -33,13 +33,13 @@ from matplotlib.figure import Figure
 from rich.progress import track
 
 from adclick_edge.bundle import read_bundle
-from adclick_edge.commands.train import SHIPPED_BACKBONE
 from adclick_edge.console import progress_console
 from adclick_edge.data.dataset import Product, Sample, open_product
 from adclick_edge.data.images import read_image, read_mask
 from adclick_edge.data.resize import fit
 from adclick_edge.evaluation.inspection import InspectionMetrics
 from adclick_edge.export.run_bundle import export_backbone, export_run
+from adclick_edge.features.weights import shipped_weights
 from adclick_edge.files import sha256_file, write_text
 from adclick_edge.models.presets import preset_named
 from adclick_edge.runtime.inspector import Inspector
@@ -61,7 +61,7 @@ def main() -> None:
     bundles: list[tuple[str, Path]] = []
     for entry in options.backbone:
         name, _, file = entry.partition("=")
-        weights = SHIPPED_BACKBONE if file == "shipped" else Path(file)
+        weights = shipped_weights(name) if file == "shipped" else Path(file)
         bundles += [(f"{name} {row}", bundle) for row, bundle in _bundles(options, product, name, weights)]
     trained_on: set[str] = set()
     for _, bundle in bundles:

@@ -18,7 +18,6 @@ from command_line import Adclick, Ran
 from adclick_edge import __version__, cli
 from adclick_edge.bundle import read_bundle
 from adclick_edge.commands import bank as bank_command
-from adclick_edge.commands import train as train_command
 from adclick_edge.errors import AdclickError
 from adclick_edge.runtime.inspector import Inspector
 
@@ -591,7 +590,7 @@ def test_bad_options_of_training(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(train_command, "SHIPPED_BACKBONE", backbone_file)
+    monkeypatch.setattr("adclick_edge.features.weights.shipped_weights", lambda name: backbone_file)
     found = adclick("train", "seg", "--data", line, "--out", tmp_path / "run", *options)
     assert found.code == code, found.err
     assert said in found.said

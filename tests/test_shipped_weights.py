@@ -8,8 +8,8 @@ import pytest
 
 from adclick_edge.bundle import Bundle, read_bundle
 from adclick_edge.commands.bank import SHIPPED_WEIGHTS
-from adclick_edge.commands.train import SHIPPED_BACKBONE
 from adclick_edge.export.residual_graph import candidates_model, residual_model
+from adclick_edge.features.weights import shipped_weights
 from adclick_edge.files import sha256_file
 from adclick_edge.models.presets import preset_named
 from adclick_edge.runtime.ort_cpu import OrtCpuEngine
@@ -25,7 +25,7 @@ def test_the_bundle_is_the_export_of_the_backbone(shipped: Bundle) -> None:
     manifest = shipped.manifest
     assert manifest.kind == "weights"
     assert manifest.weights_license == "Apache-2.0"
-    assert manifest.training["backbone_sha256"] == sha256_file(SHIPPED_BACKBONE)
+    assert manifest.training["backbone_sha256"] == sha256_file(shipped_weights("edge_backbone"))
     assert manifest.parity["changed_verdicts"] == 0
     assert manifest.input_size == preset_named(manifest.preset).input_size
     assert "/" not in json.dumps(manifest.training)  # no path of the machine it was made on

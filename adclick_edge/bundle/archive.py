@@ -5,7 +5,6 @@ import os
 import shutil
 import stat
 import struct
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -15,7 +14,7 @@ from typing import IO
 
 from adclick_edge.bundle.names import name_problem
 from adclick_edge.errors import BundleError
-from adclick_edge.files import fsync_folder
+from adclick_edge.files import replacing
 
 __all__ = [
     "add_bytes",
@@ -137,20 +136,8 @@ def copy_entry(source: zipfile.ZipFile, target: zipfile.ZipFile, name: str) -> N
 @contextmanager
 def zip_aside(path: Path) -> Iterator[zipfile.ZipFile]:
     """Yield an empty zip that takes the place of ``path``, durably, when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                yield archive
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        yield archive
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """``adclick train``"""
 
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 import msgspec
@@ -12,9 +11,7 @@ from adclick_edge.errors import DataError, UsageError, WeightsError
 from adclick_edge.files import sha256_file
 from adclick_edge.models.presets import preset_named
 
-__all__ = ["SHIPPED_BACKBONE", "SegCall", "run_seg"]
-
-SHIPPED_BACKBONE = Path(str(files("adclick_edge") / "weights" / "edge_backbone.safetensors"))
+__all__ = ["SegCall", "run_seg"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +39,7 @@ class SegCall:
 
 def run_seg(call: SegCall) -> None:
     with needs_torch("training"):
+        from adclick_edge.features.weights import shipped_weights
         from adclick_edge.training.episodes import EpisodeMix
         from adclick_edge.training.run_folder import RunConfig, read_log
         from adclick_edge.training.seg import train_seg
@@ -52,7 +50,7 @@ def run_seg(call: SegCall) -> None:
     if weights is None:
         if preset.backbone != "edge_backbone":
             raise UsageError(f"the backbone {preset.backbone} ships without weights; give --backbone-weights FILE")
-        weights = SHIPPED_BACKBONE
+        weights = shipped_weights(preset.backbone)
     if not weights.is_file():
         raise WeightsError(f"{weights}: no such file; give --backbone-weights FILE")
     products = call.products or list_products(call.data)
