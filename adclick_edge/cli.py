@@ -26,6 +26,10 @@ train_app = typer.Typer(no_args_is_help=True, help="Train networks (needs adclic
 app.add_typer(train_app, name="train")
 demo_app = typer.Typer(no_args_is_help=True, help="Whole jobs on procedural data, to look at.")
 app.add_typer(demo_app, name="demo")
+words_app = typer.Typer(
+    no_args_is_help=True, help="Names of defects as vectors, from a text encoder in a local folder."
+)
+app.add_typer(words_app, name="words")
 
 Data = Annotated[
     Path, typer.Option(help="Folder of a data set: MVTec AD, KSDD2, BTAD, VisA or normal/ defect/ masks/.")
@@ -139,6 +143,9 @@ def train_seg(
     real_defects: Annotated[
         int, typer.Option(min=0, help="Labelled defects per kind to train on, chosen by content.")
     ] = 0,
+    labels: Annotated[
+        Path | None, typer.Option(help="Label folder of `adclick label`: train on its masks instead.")
+    ] = None,
     skip_kind: Annotated[list[str] | None, typer.Option(help="Kinds of defect not to train on.")] = None,
     flip: Annotated[bool, typer.Option(help="Mirror pictures at random; for textures.")] = False,
     seed: int = 0,
@@ -162,6 +169,7 @@ def train_seg(
             batch=batch,
             learning_rate=learning_rate,
             real_defects=real_defects,
+            labels=labels,
             skip_kinds=tuple(skip_kind or ()),
             flip=flip,
             seed=seed,
@@ -169,6 +177,86 @@ def train_seg(
             device=device,
             mixed_precision=mixed_precision,
             split_normals=split_normals,
+        )
+    )
+
+
+@train_app.command("clicks")
+def train_clicks(
+    out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run there is gone on with.")],
+    data: Annotated[list[Path] | None, typer.Option(help="Data sets to learn from, all products, all labels.")] = None,
+    leave_out: Annotated[list[str] | None, typer.Option(help="Products of --data never to see: those to test on.")] = None,
+    skip_kind: Annotated[list[str] | None, typer.Option(help="Kinds of defect not to train on.")] = None,
+    worlds: Annotated[int, typer.Option(min=0, help="Procedural products to learn from.")] = 200,
+    start_from: Annotated[Path | None, typer.Option(help="Start from this run's best weights.")] = None,
+    without: Annotated[
+        list[str] | None, typer.Option(help="Leave out residual, words or previous, to see what it brings.")
+    ] = None,
+    samples: Annotated[
+        Path | None, typer.Option(help="Where prepared pictures are kept, for several runs; default: in the run.")
+    ] = None,
+    preset: str = "edge-s",
+    backbone: Annotated[str | None, typer.Option(help="Another backbone than the preset's.")] = None,
+    backbone_weights: Annotated[Path | None, typer.Option(help="Its weights; default: the shipped ones.")] = None,
+    steps: Annotated[int, typer.Option(min=1)] = 3000,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    validate_every: Annotated[int, typer.Option(min=1)] = 300,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    mixed_precision: Annotated[bool, typer.Option(help="bfloat16 where it is safe.")] = False,
+) -> None:
+    """Train ADClick, clicks and words to masks, on procedural products and labelled ones. Goes on after a stop."""
+    from adclick_edge.commands.train_clicks import ClicksCall, run_clicks
+
+    run_clicks(
+        ClicksCall(
+            out=out,
+            data=tuple(data or ()),
+            leave_out=tuple(leave_out or ()),
+            skip_kinds=tuple(skip_kind or ()),
+            worlds=worlds,
+            start_from=start_from,
+            without=tuple(without or ()),
+            samples=samples,
+            preset=preset,
+            backbone=backbone,
+            backbone_weights=backbone_weights,
+            steps=steps,
+            learning_rate=learning_rate,
+            seed=seed,
+            validate_every=validate_every,
+            device=device,
+            mixed_precision=mixed_precision,
+        )
+    )
+
+
+@app.command()
+def label(
+    bundle: Path,
+    data: Data,
+    out: Annotated[Path, typer.Option(help="Label folder to write, or to go on with: OUT/PRODUCT/KIND/NAME_mask.png.")],
+    product: ProductName = None,
+    clicks: Annotated[int, typer.Option(min=1, max=24, help="Clicks on each picture.")] = 5,
+    per_kind: Annotated[int, typer.Option(min=1, help="Defects per kind to label, chosen by content.")] = 10,
+    skip_kind: Annotated[list[str] | None, typer.Option(help="Kinds of defect to leave out.")] = None,
+    words: Annotated[bool, typer.Option(help="Name the kind of defect, where the bundle knows it.")] = True,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: all cores.")] = None,
+) -> None:
+    """Masks of real defects from clicks, for `adclick train seg --labels`. A robot clicks, by the ground truth."""
+    from adclick_edge.commands.label import LabelCall, run
+
+    run(
+        LabelCall(
+            bundle=bundle,
+            data=data,
+            product=product,
+            out=out,
+            clicks=clicks,
+            per_kind=per_kind,
+            skip_kinds=tuple(skip_kind or ()),
+            words=words,
+            threads=threads,
         )
     )
 
@@ -186,12 +274,15 @@ def export(
     backbone: Annotated[str | None, typer.Option(help="Name of that backbone; default: the preset's.")] = None,
     preset: str = "edge-s",
     weights_license: Annotated[str, typer.Option(help="Licence of the weights, for the manifest.")] = "unknown",
+    base: Annotated[
+        Path | None, typer.Option(help="For a run of clicks: the bundle that gets its graphs; default: fresh weights.")
+    ] = None,
     json_output: Json = False,
 ) -> None:
     """Export to ONNX, through the parity gate (needs adclick-edge[train])."""
     from adclick_edge.commands.export import run
 
-    run(run_folder, out, product, backbone_weights, backbone, preset, weights_license, json_output)
+    run(run_folder, out, product, backbone_weights, backbone, preset, weights_license, base, json_output)
 
 
 @app.command()
@@ -248,6 +339,46 @@ def evaluate(
     run(bundle, data, product, tuple(skip_kind or ()), report, json_output, split_normals)
 
 
+@app.command("eval-clicks")
+def eval_clicks(
+    bundle: Path,
+    data: Data,
+    product: ProductName = None,
+    clicks: Annotated[int, typer.Option(min=1, max=24, help="Clicks on each defect.")] = 5,
+    skip_kind: Annotated[list[str] | None, typer.Option(help="Kinds of defect to leave out.")] = None,
+    words: Annotated[bool, typer.Option(help="Name the kind of defect, where the bundle knows it.")] = True,
+    limit: Annotated[int | None, typer.Option(min=1, help="Click on so many defects only, at even distances.")] = None,
+    one_shot_per_defect: Annotated[
+        bool, typer.Option("--one-shot-per-defect", help="Of a defect shot several times, only the first shot.")
+    ] = False,
+    noc: Annotated[bool, typer.Option(help="Go on to 20 clicks or an IoU of 0.90, for NoC.")] = True,
+    baselines: Annotated[bool, typer.Option(help="Also score GrabCut and feature clicks.")] = True,
+    report: Annotated[Path | None, typer.Option(help="Folder for plot and pictures; default: PRODUCT_clicks.")] = None,
+    json_output: Json = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: all cores.")] = None,
+) -> None:
+    """Score clicks to masks: a robot that knows the truth clicks on defects, beside classical baselines."""
+    from adclick_edge.commands.eval_clicks import EvalClicksCall, run
+
+    run(
+        EvalClicksCall(
+            bundle=bundle,
+            data=data,
+            product=product,
+            clicks=clicks,
+            skip_kinds=tuple(skip_kind or ()),
+            words=words,
+            limit=limit,
+            one_shot_per_defect=one_shot_per_defect,
+            noc=noc,
+            baselines=baselines,
+            report=report,
+            json_output=json_output,
+            threads=threads,
+        )
+    )
+
+
 @app.command()
 def regions(
     bundle: Path,
@@ -265,6 +396,36 @@ def demo_line(root: Annotated[Path, typer.Argument(metavar="DIR", help="Where to
     from adclick_edge.commands.demo import run
 
     run(root)
+
+
+TextModel = Annotated[
+    Path, typer.Option(help="Folder of a text encoder in transformers' layout, such as all-MiniLM-L6-v2.")
+]
+
+
+@words_app.command("vectors")
+def words_vectors(
+    model: TextModel,
+    out: Annotated[Path, typer.Option(help="The table to write, such as prompts.json.")],
+    data: Annotated[Path | None, typer.Option(help="A data set whose products and kinds to add.")] = None,
+    json_output: Json = False,
+) -> None:
+    """Encode the known kinds of defect, so that an edge box needs no text encoder for them."""
+    from adclick_edge.commands.words import run_vectors
+
+    run_vectors(model, out, data, json_output)
+
+
+@words_app.command("export")
+def words_export(
+    model: TextModel,
+    out: Annotated[Path, typer.Option(help="Folder for the copy.")],
+    json_output: Json = False,
+) -> None:
+    """Copy a text encoder to ONNX, checked against the original; for free text on a box without torch."""
+    from adclick_edge.commands.words import run_export
+
+    run_export(model, out, json_output)
 
 
 def main() -> None:

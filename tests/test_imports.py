@@ -28,6 +28,7 @@ FOR_THE_EDGE_BOX = [
             "adclick_edge.errors",
             "adclick_edge.evaluation",
             "adclick_edge.data",
+            "adclick_edge.words",
             "adclick_edge.files",
             "adclick_edge.models.presets",
         )

@@ -11,7 +11,7 @@ from adclick_edge.errors import DataError, UsageError, WeightsError
 from adclick_edge.files import sha256_file
 from adclick_edge.models.presets import preset_named
 
-__all__ = ["SegCall", "run_seg"]
+__all__ = ["SegCall", "backbone_weights", "run_seg"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class SegCall:
     batch: int
     learning_rate: float
     real_defects: int
+    labels: Path | None
     skip_kinds: tuple[str, ...]
     flip: bool
     seed: int
@@ -38,21 +39,18 @@ class SegCall:
 
 
 def run_seg(call: SegCall) -> None:
+    if call.labels is not None and call.real_defects:
+        raise UsageError(
+            "--labels takes the masks of a label folder, --real-defects those of the data's own ground truth; give one of them"
+        )
     with needs_torch("training"):
-        from adclick_edge.features.weights import shipped_weights
         from adclick_edge.training.episodes import EpisodeMix
         from adclick_edge.training.run_folder import RunConfig, read_log
         from adclick_edge.training.seg import train_seg
     preset = preset_named(call.preset)
     if call.backbone is not None:
         preset = msgspec.structs.replace(preset, backbone=call.backbone)
-    weights = call.backbone_weights
-    if weights is None:
-        if preset.backbone != "edge_backbone":
-            raise UsageError(f"the backbone {preset.backbone} ships without weights; give --backbone-weights FILE")
-        weights = shipped_weights(preset.backbone)
-    if not weights.is_file():
-        raise WeightsError(f"{weights}: no such file; give --backbone-weights FILE")
+    weights = backbone_weights(preset.backbone, call.backbone_weights)
     products = call.products or list_products(call.data)
     if not products:
         raise DataError(f"{call.data}: holds no product in a known layout")
@@ -71,6 +69,7 @@ def run_seg(call: SegCall) -> None:
         seed=call.seed,
         mix=EpisodeMix(flip=call.flip),
         real_defects_per_kind=call.real_defects,
+        labels=None if call.labels is None else str(call.labels),
         skip_kinds=call.skip_kinds,
         mixed_precision=call.mixed_precision,
     )
@@ -80,3 +79,15 @@ def run_seg(call: SegCall) -> None:
         f"{call.out}: {call.steps} steps, best validation pixel AP {max(scores):.3f}; curves in {call.out / 'curves.png'}"
     )
     print(f"next: adclick export {call.out} --out BUNDLE")
+
+
+def backbone_weights(backbone: str, given: Path | None) -> Path:
+    """The file of weights to train on: the one ``given``, else the one that ships. WeightsError where there is none."""
+    from adclick_edge.features.weights import shipped_weights
+
+    if given is None and backbone != "edge_backbone":
+        raise UsageError(f"the backbone {backbone} ships without weights; give --backbone-weights FILE")
+    weights = given or shipped_weights(backbone)
+    if not weights.is_file():
+        raise WeightsError(f"{weights}: no such file; give --backbone-weights FILE")
+    return weights

@@ -17,7 +17,7 @@ from adclick_edge.errors import WeightsError
 from adclick_edge.features.backbones.fold import fold_batch_norms, fold_batch_norms_in_place
 from adclick_edge.files import sha256_file
 
-__all__ = ["WeightsInfo", "load_weights", "shipped_weights"]
+__all__ = ["WeightsInfo", "load_weights", "read_tensors", "shipped_weights"]
 
 _SHOWN = 5
 _FORMATS = {".safetensors": "safetensors", ".npz": "npz", ".pth": "torch", ".pt": "torch"}
@@ -67,7 +67,7 @@ def load_weights(module: nn.Module, path: str | Path) -> WeightsInfo:
     tensors are missing, or when one has another shape, is not floating-point, is not finite, or is a negative variance.
     """
     path = Path(path)
-    tensors, metadata = _read(path)
+    tensors, metadata = read_tensors(path)
     expected = _expected(module)
     norm_statistics = [name for name in expected if name.endswith(".running_mean")]
     if norm_statistics and not any(name in tensors for name in norm_statistics):
@@ -92,7 +92,7 @@ def _folded_shapes(module: nn.Module) -> dict[str, torch.Size]:
     return {name: t.shape for name, t in _expected(fold_batch_norms(module)).items()}
 
 
-def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     kind = _FORMATS.get(path.suffix.lower())
     if kind is None:
         raise WeightsError(f"{path}: weights end in {', '.join(_FORMATS)}, not {path.suffix!r}; convert the file")

@@ -24,6 +24,8 @@ class Preset(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     segmenter: Literal["edge", "paper"]
     width: int
     """Channels inside the segmenter."""
+    click_width: int = 32
+    """Channels of ADClick on its stride-4 grid."""
 
 
 PRESETS = {
@@ -50,6 +52,7 @@ PRESETS = {
             bank=BankOptions(rows=10_000, search_dims=96),
             segmenter="edge",
             width=96,
+            click_width=48,
         ),
         # Method sections 1 and 2; 448 is the size the image branch was trained at.
         Preset(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adclick_edge.errors import UsageError
 
-__all__ = ["Mlp", "VisionTransformer"]
+__all__ = ["Mlp", "VisionTransformer", "resized_positions"]
 
 
 class Mlp(nn.Module):
@@ -114,7 +114,7 @@ class VisionTransformer(nn.Module):
             raise UsageError(f"vision transformer: {height} x {width} px is not a multiple of {self.patch}")
         h, w = height // self.patch, width // self.patch
         x = self.patch_embed(image).flatten(2).transpose(1, 2)  # [N, h * w, dims]
-        x = x + _resized_positions(self.pos_embed, self.grid, (h, w))
+        x = x + resized_positions(self.pos_embed, self.grid, (h, w))
         if tokens is not None:
             x = x + tokens
         for block in self.blocks:
@@ -123,7 +123,7 @@ class VisionTransformer(nn.Module):
         return out
 
 
-def _resized_positions(positions: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+def resized_positions(positions: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """[1, grid cells, dims] -> [1, size cells, dims]."""
     if grid == size:
         return positions
@@ -143,4 +143,4 @@ def _fit_checkpoint(
     side = int(rows**0.5)  # also of side * side + 1 rows
     if rows - side * side not in (0, 1):
         return  # load_state_dict reports the shapes
-    state[f"{prefix}pos_embed"] = _resized_positions(positions[:, rows - side * side :], (side, side), module.grid)
+    state[f"{prefix}pos_embed"] = resized_positions(positions[:, rows - side * side :], (side, side), module.grid)

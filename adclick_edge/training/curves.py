@@ -1,5 +1,6 @@
 """Loss and validation curves of a run, as a picture."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ from matplotlib.figure import Figure
 __all__ = ["plot_curves"]
 
 
-def plot_curves(log: list[dict[str, Any]], path: Path, *, title: str) -> None:
-    """Draw the loss (with its running mean) and the validation scores of ``log`` entries to ``path`` (PNG)."""
+def plot_curves(
+    log: list[dict[str, Any]], path: Path, *, title: str, scores: Sequence[str] = ("pixel_ap", "image_auroc")
+) -> None:
+    """Draw the loss (with its running mean) and the validation ``scores`` of ``log`` entries to ``path`` (PNG)."""
     losses = [(e["step"], e["loss"]) for e in log if "loss" in e]
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -24,7 +27,7 @@ def plot_curves(log: list[dict[str, Any]], path: Path, *, title: str) -> None:
         left.legend()
     left.set(xlabel="step", ylabel="loss", title=title)
     left.set_ylim(bottom=0)
-    for key in ("pixel_ap", "image_auroc"):
+    for key in scores:
         points = [(e["step"], e[key]) for e in log if e.get(key) is not None]
         if points:
             right.plot(*zip(*points, strict=True), marker=".", label=key)

@@ -22,7 +22,12 @@ Bool = npt.NDArray[np.bool_]
 
 
 class EpisodeMix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Shares of the kinds of training pictures. ``real`` and ``pasted`` fall to ``synthetic`` where no label exists."""
+    """Shares of the kinds of training pictures. ``real`` and ``pasted`` fall to ``synthetic`` where no label exists.
+
+    The paper (method section 3) makes 20 augmented copies of each labelled defect once: cut out, turned by up to 45 degrees,
+    scaled by 0.8 to 1.2 and pasted on a normal picture, or a synthetic defect added. ``pasted`` and ``synthetic`` are the same
+    two, made anew for every step, without a limit to the copies; the labels may be outlined by hand or by clicks.
+    """
 
     clean: float = 0.2
     synthetic: float = 0.4

@@ -47,6 +47,8 @@ class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     seed: int = 0
     mix: EpisodeMix = EpisodeMix()
     real_defects_per_kind: int = 0
+    labels: str | None = None
+    """A label folder (`data.labels_folder`) whose masks take the place of the data's own, as given."""
     skip_kinds: tuple[str, ...] = ()
     validation_share: float = 0.15
     mixed_precision: bool = False

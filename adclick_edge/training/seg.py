@@ -34,7 +34,7 @@ from adclick_edge.training.run_folder import RunConfig, append_log, read_config,
 from adclick_edge.training.schedule import warm_cosine
 from adclick_edge.training.seg_data import TrainingProduct, choose_split, load_product
 
-__all__ = ["train_seg"]
+__all__ = ["choose_device", "train_seg"]
 
 
 def train_seg(run: Path, config: RunConfig, *, device_name: str = "auto", stop_after: int | None = None) -> Path:
@@ -45,7 +45,7 @@ def train_seg(run: Path, config: RunConfig, *, device_name: str = "auto", stop_a
 
     Raises TrainingError when ``run`` holds a run with another configuration.
     """
-    device = _device(device_name)
+    device = choose_device(device_name)
     with _processes(device) as (rank, world):
         if config.batch % world:
             raise TrainingError(f"a batch of {config.batch} cannot be shared by {world} processes; take a multiple")
@@ -67,7 +67,7 @@ def train_seg(run: Path, config: RunConfig, *, device_name: str = "auto", stop_a
     return run
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device called ``name`` or the best there is; under ``torchrun`` each process takes a GPU of its own."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
@@ -112,6 +112,7 @@ def _load_products(config: RunConfig, extractor: Extractor, device: torch.device
             skip_kinds=config.skip_kinds,
             validation_share=config.validation_share,
             seed=config.seed,
+            labels=None if config.labels is None else Path(config.labels),
         )
         loaded.append(
             load_product(

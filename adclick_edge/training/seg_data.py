@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -14,13 +15,13 @@ from adclick_edge.data.images import read_image, read_mask
 from adclick_edge.data.resize import fit, fit_mask
 from adclick_edge.data.splits import split_by_content
 from adclick_edge.data.synthetic import add_defect
-from adclick_edge.errors import ImageError, TrainingError
+from adclick_edge.errors import ImageError, TrainingError, UsageError
 from adclick_edge.features.bank import Bank, BankOptions
 from adclick_edge.features.bank_builder import BankBuilder
 from adclick_edge.features.extractor import Extractor
 from adclick_edge.files import sha256_file
 from adclick_edge.training.episodes import ProductPictures
-from adclick_edge.training.labels import choose_labelled
+from adclick_edge.training.labels import choose_labelled, labelled_by_folder
 
 __all__ = ["ProductSplit", "TrainingProduct", "ValidationPicture", "choose_split", "load_product"]
 
@@ -60,9 +61,15 @@ class TrainingProduct:
 
 
 def choose_split(
-    product: Product, *, real_defects_per_kind: int, skip_kinds: Sequence[str], validation_share: float, seed: int
+    product: Product,
+    *,
+    real_defects_per_kind: int,
+    skip_kinds: Sequence[str],
+    validation_share: float,
+    seed: int,
+    labels: Path | None = None,
 ) -> ProductSplit:
-    """Split the train normals by content, and choose the labelled defects.
+    """Split the train normals by content, and choose the labelled defects: by content, or those of a label folder.
 
     With fewer than 12 normals none is held out: validation then draws synthetic defects on training normals, each matched
     without its own rows. Normals that cannot be read are reported on stderr and left out.
@@ -76,11 +83,16 @@ def choose_split(
     if len(normals) >= FEWEST_NORMALS_TO_HOLD_OUT:
         parts = split_by_content(normals, {"train": 1 - validation_share, "validation": validation_share}, seed=seed)
         normals, validation_normals = parts["train"], parts["validation"]
-    if not real_defects_per_kind:
+    if labels is not None:
+        if real_defects_per_kind:
+            raise UsageError("labelled defects come from a label folder or from the ground truth; ask for one of them")
+        labelled = labelled_by_folder(labels, product, skip_kinds=skip_kinds, validation_share=validation_share)
+    elif real_defects_per_kind:
+        labelled = choose_labelled(
+            product, per_kind=real_defects_per_kind, skip_kinds=skip_kinds, validation_share=validation_share
+        )
+    else:
         return ProductSplit(normals, validation_normals, (), (), ())
-    labelled = choose_labelled(
-        product, per_kind=real_defects_per_kind, skip_kinds=skip_kinds, validation_share=validation_share
-    )
     return ProductSplit(normals, validation_normals, labelled.train, labelled.validation, labelled.siblings)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .board_parts import Part, Pins, draw_part, reach_of
-from .defects import FULL_DEFECTS
+from .defects import FULL_DEFECTS, Finish
 from .lettering import text_cover
 from .surface import F32, Surface, coverage, grain, local_grid, rounded_box, smooth_field
 
@@ -242,9 +242,14 @@ def _bare_board(scene: np.random.Generator, layers: list[F32], n: int) -> Surfac
 
 
 def draw_board(
-    scene: np.random.Generator, n: int, kind: str | None, flaw: np.random.Generator, strength: float
+    scene: np.random.Generator,
+    n: int,
+    kind: str | None,
+    flaw: np.random.Generator,
+    strength: float,
+    finish: Finish | None = None,
 ) -> tuple[Surface, NDArray[np.bool_] | None]:
-    """Draw one board at ``n`` render pixels; ``kind`` None is a good one.
+    """Draw one board at ``n`` render pixels; ``kind`` None is a good one; ``finish`` draws on it last.
 
     Returns the surface and, for ``missing`` and ``swapped``, the place of the parts concerned, bool ``[n, n]``.
     """
@@ -277,6 +282,9 @@ def draw_board(
             footprint[box] |= rounded_box(u, v, part.width / 2 + leads, part.height / 2 + 0.003) < 0
         if not (kind == "missing" and name in touched):
             draw_part(surface, part, n)
+    region = board > 0.99
     if kind in FULL_DEFECTS:
-        FULL_DEFECTS[kind](surface, board > 0.99, flaw, strength)
+        FULL_DEFECTS[kind](surface, region, flaw, strength)
+    if finish is not None:
+        finish(surface, region)
     return surface, footprint if touched else None

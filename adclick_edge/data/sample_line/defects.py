@@ -1,8 +1,11 @@
 """Structural defects that can happen to any surface. Each changes the surface in place.
 
-``region`` (bool ``[n, n]``) says where the part is; ``strength`` near 1 scales contrast and depth. Sizes are units
-(fractions of the frame's width) until they are drawn.
+``region`` (bool ``[n, n]``) says where the part is, ``near`` (likewise, not empty) where in it the defect has its
+middle: anywhere by default. ``strength`` near 1 scales contrast and depth. Sizes are units (fractions of the frame's
+width) until they are drawn.
 """
+
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -10,9 +13,22 @@ from numpy.typing import NDArray
 
 from .surface import F32, Surface, local_grid, ramp, smooth_field
 
-__all__ = ["FULL_DEFECTS", "contamination", "crack", "dent", "pick_point", "scratch", "stain", "wander"]
+__all__ = [
+    "FULL_DEFECTS",
+    "Finish",
+    "Region",
+    "contamination",
+    "crack",
+    "dent",
+    "pick_point",
+    "scratch",
+    "stain",
+    "wander",
+]
 
 Region = NDArray[np.bool_]
+Finish = Callable[[Surface, Region], None]
+"""What is drawn on a finished part; the region says where the part is."""
 
 
 def pick_point(region: Region, rng: np.random.Generator, margin: float = 0.04) -> tuple[float, float]:
@@ -48,11 +64,13 @@ def _soft(mask: F32, sigma_px: float) -> F32:
     return np.asarray(cv2.GaussianBlur(mask, (0, 0), sigma_px), np.float32)
 
 
-def scratch(surface: Surface, region: Region, rng: np.random.Generator, strength: float) -> None:
+def scratch(
+    surface: Surface, region: Region, rng: np.random.Generator, strength: float, near: Region | None = None
+) -> None:
     """One to three near-parallel grooves with a raised burr, bright on bare material."""
     n = surface.side
     angle, length = rng.uniform(0, np.pi), rng.uniform(0.08, 0.42)
-    centre = np.asarray(pick_point(region, rng, 0.1))
+    centre = np.asarray(pick_point(region if near is None else near, rng, 0.1))
     width = rng.uniform(0.0025, 0.007)
     deep = strength * rng.uniform(0.5, 1.3)
     for k in range(int(rng.choice([1, 1, 2, 3]))):
@@ -72,10 +90,16 @@ def scratch(surface: Surface, region: Region, rng: np.random.Generator, strength
         surface.gloss += worn * (0.25 - surface.gloss)
 
 
-def crack(surface: Surface, region: Region, rng: np.random.Generator, strength: float) -> None:
+def crack(
+    surface: Surface, region: Region, rng: np.random.Generator, strength: float, near: Region | None = None
+) -> None:
     """A jagged dark line that may fork."""
     n = surface.side
-    centre, angle, length = pick_point(region, rng, 0.08), rng.uniform(0, 2 * np.pi), rng.uniform(0.07, 0.3)
+    centre, angle, length = (
+        pick_point(region if near is None else near, rng, 0.08),
+        rng.uniform(0, 2 * np.pi),
+        rng.uniform(0.07, 0.3),
+    )
     path = wander(rng, centre, length, turn=0.5, steps=int(10 + 70 * length), angle_rad=angle)
     width = rng.uniform(0.002, 0.0055)
     line = _stroke(n, path, width)
@@ -93,13 +117,15 @@ def crack(surface: Surface, region: Region, rng: np.random.Generator, strength: 
     surface.gloss *= 1 - dark
 
 
-def dent(surface: Surface, region: Region, rng: np.random.Generator, strength: float) -> None:
+def dent(
+    surface: Surface, region: Region, rng: np.random.Generator, strength: float, near: Region | None = None
+) -> None:
     """A smooth bowl with a slight rim, or a few small ones."""
     n = surface.side
     count = int(rng.choice([1, 1, 1, 2, 3]))
     for _ in range(count):
         radius = rng.uniform(0.018, 0.06) / np.sqrt(count)
-        centre = pick_point(region, rng, 0.08)
+        centre = pick_point(region if near is None else near, rng, 0.08)
         box, u, v = local_grid(n, centre, 1.7 * radius, rng.uniform(0, np.pi))
         r2 = (u * u + (v * rng.uniform(1, 1.7)) ** 2) / np.float32(radius * radius)
         bowl = np.clip(1 - r2, 0, None) ** 2 - 0.18 * np.clip(1 - np.abs(r2 - 1.1) / 0.8, 0, None) ** 2
@@ -107,11 +133,13 @@ def dent(surface: Surface, region: Region, rng: np.random.Generator, strength: f
         surface.height[box] -= np.asarray(deep * bowl * region[box], np.float32)
 
 
-def stain(surface: Surface, region: Region, rng: np.random.Generator, strength: float) -> None:
+def stain(
+    surface: Surface, region: Region, rng: np.random.Generator, strength: float, near: Region | None = None
+) -> None:
     """A blotch with a feathered, uneven edge: oil (dark, glossy), rust or coffee (brown), or a pale residue."""
     n = surface.side
     radius = rng.uniform(0.022, 0.12)
-    centre = pick_point(region, rng, 0.06)
+    centre = pick_point(region if near is None else near, rng, 0.06)
     box, u, v = local_grid(n, centre, 2.0 * radius, rng.uniform(0, np.pi))
     edge = smooth_field(rng, n, int(rng.integers(9, 22)))[box]
     far = np.hypot(u, v * np.float32(rng.uniform(1, 1.8))) / np.float32(radius) + 0.28 * edge
@@ -131,10 +159,12 @@ def stain(surface: Surface, region: Region, rng: np.random.Generator, strength: 
     surface.metal[box] *= 1 - 0.6 * weight
 
 
-def contamination(surface: Surface, region: Region, rng: np.random.Generator, strength: float) -> None:
+def contamination(
+    surface: Surface, region: Region, rng: np.random.Generator, strength: float, near: Region | None = None
+) -> None:
     """Something lying on the part: a hair or fibre, or a scatter of chips and dust."""
     n = surface.side
-    centre = pick_point(region, rng, 0.1)
+    centre = pick_point(region if near is None else near, rng, 0.1)
     pale = rng.random() < 0.4
     shade = rng.uniform(0.45, 0.75) if pale else rng.uniform(0.01, 0.05)
     colour = (shade * rng.uniform(0.9, 1.1), shade, shade * rng.uniform(0.75, 1.0))

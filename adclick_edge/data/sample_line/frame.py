@@ -1,7 +1,7 @@
 """One frame of the sample line: draw, light, photograph, and mark what a defect changed."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 from zlib import crc32
 
 import cv2
@@ -11,11 +11,25 @@ from numpy.typing import NDArray
 from ...errors import UsageError
 from .aligned import BOARD_KINDS, draw_board
 from .camera import Camera, Light, add_noise, expose, shade, to_levels
+from .defects import Finish
 from .rotated import FLANGE_KINDS, draw_flange
 from .surface import F32, Surface
 from .texture import FABRIC_KINDS, draw_fabric
 
-__all__ = ["MASK_LEVELS", "PRODUCTS", "SIDE_LIMITS", "NoiseFree", "check_size", "render_frame", "render_noise_free"]
+__all__ = [
+    "DRAW",
+    "LEAST_AREA",
+    "MASK_LEVELS",
+    "PRODUCTS",
+    "SIDE_LIMITS",
+    "NoiseFree",
+    "as_frame",
+    "check_size",
+    "render_frame",
+    "render_noise_free",
+    "render_side",
+    "shrunk_footprint",
+]
 
 MASK_LEVELS = 6.0
 """A pixel is defective where the defect changes the noise-free picture by more than this many grey levels of 255."""
@@ -24,13 +38,22 @@ SIDE_LIMITS = (64, 2048)
 
 _OVERSAMPLING = 1.5
 _ATTEMPTS = 6
-_LEAST_AREA = 4e-4  # of the frame: 41 pixels of a picture of 320 x 320
+LEAST_AREA = 4e-4  # of the frame: 41 pixels of a picture of 320 x 320
 
-Draw = Callable[
-    [np.random.Generator, int, str | None, np.random.Generator, float], tuple[Surface, NDArray[np.bool_] | None]
-]
 
-_DRAW: dict[str, Draw] = {"fabric": draw_fabric, "board": draw_board, "flange": draw_flange}
+class Draw(Protocol):
+    def __call__(
+        self,
+        scene: np.random.Generator,
+        n: int,
+        kind: str | None,
+        flaw: np.random.Generator,
+        strength: float,
+        finish: Finish | None = None,
+    ) -> tuple[Surface, NDArray[np.bool_] | None]: ...
+
+
+DRAW: dict[str, Draw] = {"fabric": draw_fabric, "board": draw_board, "flange": draw_flange}
 
 PRODUCTS: dict[str, tuple[str, ...]] = {"fabric": FABRIC_KINDS, "board": BOARD_KINDS, "flange": FLANGE_KINDS}
 """The defect kinds of each product; every product also has the kind ``"good"``."""
@@ -59,6 +82,24 @@ def check_size(size: int) -> None:
         raise UsageError(f"picture size {size} is outside {low}..{high} pixels; choose a size in between")
 
 
+def render_side(size: int) -> int:
+    """Side, in render pixels, of the surface a picture of ``size`` is taken of; even: shadows are traced at half of it."""
+    return 2 * round(size * _OVERSAMPLING / 2)
+
+
+def shrunk_footprint(part: NDArray[np.bool_], size: int) -> NDArray[np.bool_]:
+    """A part's place bool ``[n, n]`` at the picture's size."""
+    small = cv2.resize(part.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
+    return np.asarray(small > 0.5)
+
+
+def as_frame(linear: F32, camera: Camera, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """What the sensor makes of light float32 ``[3, size, size]``: uint8 ``[size, size, 3]``, with its noise."""
+    levels = to_levels(add_noise(linear, camera, rng))
+    frame = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(frame.transpose(1, 2, 0))
+
+
 def _check(product: str, kind: str, split: str, size: int, seed: int, index: int) -> None:
     check_size(size)
     if product not in PRODUCTS:
@@ -81,8 +122,8 @@ def render_noise_free(
     Raises UsageError for an unknown product, kind or split, and for a size outside 64..2048.
     """
     _check(product, kind, split, size, seed, index)
-    n = 2 * round(size * _OVERSAMPLING / 2)  # even: shadows are traced at half of it
-    draw = _DRAW[product]
+    n = render_side(size)
+    draw = DRAW[product]
 
     def stream(*key: int) -> np.random.Generator:
         names = [crc32(name.encode()) for name in (product, split, kind)]
@@ -104,12 +145,11 @@ def render_noise_free(
         surface, part = draw(stream(0), n, kind, stream(2, attempt), 1.0 + 0.25 * attempt)
         linear, picture = photograph(surface)
         changed = np.abs(picture - reference).max(axis=0) > MASK_LEVELS
-        if changed.sum() >= _LEAST_AREA * size * size:
+        if changed.sum() >= LEAST_AREA * size * size:
             break
     footprint = nothing
     if part is not None:
-        small = cv2.resize(part.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
-        footprint = np.asarray(small > 0.5)
+        footprint = shrunk_footprint(part, size)
     return NoiseFree(picture, reference, linear, changed | footprint, footprint, camera)
 
 
@@ -124,6 +164,4 @@ def render_frame(
     clean = render_noise_free(product, seed=seed, index=index, kind=kind, split=split, size=size)
     names = [crc32(name.encode()) for name in (product, split, kind)]
     rng = np.random.default_rng(np.random.SeedSequence([seed, index, *names], spawn_key=(3,)))
-    levels = to_levels(add_noise(clean.linear, clean.camera, rng))
-    frame = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(frame.transpose(1, 2, 0)), clean.mask
+    return as_frame(clean.linear, clean.camera, rng), clean.mask

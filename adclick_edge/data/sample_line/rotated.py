@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from .defects import FULL_DEFECTS
+from .defects import FULL_DEFECTS, Finish
 from .lettering import text_cover
 from .surface import F32, Surface, coverage, disc, grain, local_grid, ramp, rounded_box, smooth_field
 
@@ -117,9 +117,14 @@ def _belt(scene: np.random.Generator, n: int) -> Surface:
 
 
 def draw_flange(
-    scene: np.random.Generator, n: int, kind: str | None, flaw: np.random.Generator, strength: float
+    scene: np.random.Generator,
+    n: int,
+    kind: str | None,
+    flaw: np.random.Generator,
+    strength: float,
+    finish: Finish | None = None,
 ) -> tuple[Surface, NDArray[np.bool_] | None]:
-    """Draw one flange at ``n`` render pixels; ``kind`` None is a good one.
+    """Draw one flange at ``n`` render pixels; ``kind`` None is a good one; ``finish`` draws on it last.
 
     Returns the surface and, for ``missing`` and ``swapped``, the place of the fasteners concerned, bool ``[n, n]``.
     """
@@ -188,7 +193,9 @@ def draw_flange(
         if k in touched:
             box, u, v = local_grid(n, centre, 0.056)
             footprint[box] |= disc(u, v, 0.051) < 0
+    region = (body > 0.99) & ~off_body
     if kind in FULL_DEFECTS:
-        region = (body > 0.99) & ~off_body
         FULL_DEFECTS[kind](surface, region, flaw, strength)
+    if finish is not None:
+        finish(surface, region)
     return surface, footprint if touched else None

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .defects import FULL_DEFECTS, pick_point
+from .defects import FULL_DEFECTS, Finish, pick_point
 from .surface import F32, Surface, grain, ramp, smooth_field
 
 __all__ = ["FABRIC_KINDS", "draw_fabric"]
@@ -70,9 +70,16 @@ def _broken(rng: np.random.Generator, yarns: _Yarns, crossing: F32, profile: F32
 
 
 def draw_fabric(
-    scene: np.random.Generator, n: int, kind: str | None, flaw: np.random.Generator, strength: float
+    scene: np.random.Generator,
+    n: int,
+    kind: str | None,
+    flaw: np.random.Generator,
+    strength: float,
+    finish: Finish | None = None,
 ) -> tuple[Surface, None]:
-    """Draw one frame of cloth at ``n`` render pixels; ``kind`` None is a good one. No part has a footprint."""
+    """Draw one frame of cloth at ``n`` render pixels; ``kind`` None is a good one; ``finish`` draws on it last.
+
+    No part has a footprint."""
     threads = _THREADS * scene.normal(1, 0.012)
     angle = scene.normal(0, 0.012)
     axis = (np.arange(n, dtype=np.float32) + 0.5) / n - 0.5
@@ -136,6 +143,9 @@ def draw_fabric(
         np.zeros((n, n), np.float32),
         np.full((n, n), 0.05, np.float32),
     )
+    region = np.ones((n, n), np.bool_)
     if kind in FULL_DEFECTS:
-        FULL_DEFECTS[kind](surface, np.ones((n, n), np.bool_), flaw, strength)
+        FULL_DEFECTS[kind](surface, region, flaw, strength)
+    if finish is not None:
+        finish(surface, region)
     return surface, None
