@@ -41,7 +41,7 @@ from adclick_edge.evaluation.inspection import InspectionMetrics
 from adclick_edge.export.run_bundle import export_backbone, export_run
 from adclick_edge.features.weights import shipped_weights
 from adclick_edge.files import sha256_file, write_text
-from adclick_edge.models.presets import preset_named
+from adclick_edge.models.presets import Preset, preset_named
 from adclick_edge.runtime.inspector import Inspector
 from adclick_edge.runtime.setup import SetUp, set_up_product
 from adclick_edge.training.episodes import EpisodeMix
@@ -76,8 +76,10 @@ def main() -> None:
             scored = [s for s in samples if s.path not in seen]
             if label.endswith(" bank"):
                 scorer = _patchcore(inspector)
-                rows[label.replace(" bank", " patchcore")] = _score(label, scored, other, options.skip_kind, scorer)
-            rows[label] = _score(label, scored, other, options.skip_kind, _bundle_scorer(inspector))
+                rows[label.replace(" bank", " patchcore")] = score_pictures(
+                    label, scored, other, options.skip_kind, scorer
+                )
+            rows[label] = score_pictures(label, scored, other, options.skip_kind, bundle_scorer(inspector))
             if seen:
                 del rows[label]["all_pictures"]
             rows[label]["bank_rows"] = len(inspector.bank.rows)
@@ -94,7 +96,7 @@ def main() -> None:
         "rows": rows,
     }
     write_text(options.out, json.dumps(result, indent=1) + "\n")
-    _plot(rows, options.out.with_suffix(".png"), product.name)
+    plot_rows(rows, options.out.with_suffix(".png"), product.name)
     print(f"{'':28s}" + "".join(f"{f:>13s}" for f in FIGURES))
     for label, row in rows.items():
         kept: dict[str, float] = row["other_defects"]["without_skipped"]  # type: ignore[index]
@@ -128,28 +130,46 @@ def _bundles(options: argparse.Namespace, product: Product, backbone: str, weigh
                 )
     found = [("bank", bank)]
     for row, real in (("synthetic", 0), ("labelled", options.real_defects)):
-        run = options.runs / f"{backbone}.{row}"
-        config = RunConfig(
-            preset=preset,
-            data=str(options.data),
-            products=(product.name,),
-            backbone_sha256=sha256_file(weights),
-            backbone_file=str(weights),
-            steps=options.steps,
-            seed=options.seed,
-            mix=EpisodeMix(flip=options.flip),
-            real_defects_per_kind=real,
-            skip_kinds=tuple(options.skip_kind),
-        )
-        bundle = options.runs / f"{backbone}.{row}.bundle"
-        if not bundle.exists():
-            train_seg(run, config)
-            export_run(run, bundle, weights_license="for measuring")
-        found.append((row, bundle))
+        config = run_config(options, product, preset, weights, real_defects_per_kind=real)
+        found.append((row, trained_bundle(options.runs / f"{backbone}.{row}", config)))
     return found
 
 
-def _bundle_scorer(inspector: Inspector) -> Callable[[U8], F32]:
+def run_config(
+    options: argparse.Namespace,
+    product: Product,
+    preset: Preset,
+    weights: Path,
+    *,
+    real_defects_per_kind: int,
+    labels: Path | None = None,
+) -> RunConfig:
+    """The training run of a row; ``options`` has data, steps, seed, flip and skip_kind."""
+    return RunConfig(
+        preset=preset,
+        data=str(options.data),
+        products=(product.name,),
+        backbone_sha256=sha256_file(weights),
+        backbone_file=str(weights),
+        steps=options.steps,
+        seed=options.seed,
+        mix=EpisodeMix(flip=options.flip),
+        real_defects_per_kind=real_defects_per_kind,
+        labels=None if labels is None else str(labels),
+        skip_kinds=tuple(options.skip_kind),
+    )
+
+
+def trained_bundle(run: Path, config: RunConfig) -> Path:
+    """``run`` trained and exported to RUN.bundle, unless that is there."""
+    bundle = run.with_name(f"{run.name}.bundle")
+    if not bundle.exists():
+        train_seg(run, config)
+        export_run(run, bundle, weights_license="for measuring")
+    return bundle
+
+
+def bundle_scorer(inspector: Inspector) -> Callable[[U8], F32]:
     return lambda image: inspector.maps([image])[0][0]
 
 
@@ -169,9 +189,10 @@ def _patchcore(inspector: Inspector) -> Callable[[U8], F32]:
     return score
 
 
-def _score(
+def score_pictures(
     label: str, samples: Sequence[Sample], other: set[Path], skip_kinds: Sequence[str], scorer: Callable[[U8], F32]
 ) -> dict[str, object]:
+    """Figures of all ``samples`` and of those in ``other``, each with and without the kinds skipped."""
     scored = {
         (pictures, kinds): InspectionMetrics()
         for pictures in ("other_defects", "all_pictures")
@@ -196,7 +217,7 @@ def _score(
     }
 
 
-def _plot(rows: dict[str, dict[str, object]], path: Path, product: str) -> None:
+def plot_rows(rows: dict[str, dict[str, object]], path: Path, product: str) -> None:
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axis = figure.subplots()
     places = np.arange(len(rows))

@@ -18,7 +18,7 @@ from adclick_edge.data.resize import fit
 from adclick_edge.data.synthetic import add_defect
 from adclick_edge.errors import DataError, ExportError
 from adclick_edge.export.parity import ParityReport, check_parity
-from adclick_edge.export.to_onnx import export_graphs
+from adclick_edge.export.to_onnx import export_graphs, tensor_spec
 from adclick_edge.features.bank import Bank
 from adclick_edge.features.extractor import Extractor, build_extractor
 from adclick_edge.features.weights import load_weights
@@ -35,7 +35,6 @@ __all__ = ["export_backbone", "export_run"]
 U8 = npt.NDArray[np.uint8]
 
 PARITY_FRAMES = 8
-_DTYPES = {1: "float32", 2: "uint8", 7: "int64"}
 
 
 def export_run(run: Path, out: Path, *, product: str | None = None, weights_license: str) -> ParityReport:
@@ -184,9 +183,9 @@ def _weights_fields(
         "parent": None,
         "preset": preset.name,
         "segmenter": segmenter,
-        "features_outputs": [_spec(v) for v in features.output],
-        "segment_inputs": [_spec(v) for v in segment.input],
-        "segment_outputs": [_spec(v) for v in segment.output],
+        "features_outputs": [tensor_spec(v) for v in features.output],
+        "segment_inputs": [tensor_spec(v) for v in segment.input],
+        "segment_outputs": [tensor_spec(v) for v in segment.output],
         "input_size": preset.input_size,
         "embedding_dims": dims,
         "search_dims": None,
@@ -195,9 +194,3 @@ def _weights_fields(
         "parity": report.as_json(),
         "weights_license": weights_license,
     }
-
-
-def _spec(value: onnx.ValueInfoProto) -> dict[str, object]:
-    tensor = value.type.tensor_type
-    shape = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
-    return {"name": value.name, "dtype": _DTYPES[tensor.elem_type], "shape": shape}

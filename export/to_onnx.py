@@ -14,7 +14,9 @@ from adclick_edge.export.residual_graph import OPSET, candidates_model, residual
 from adclick_edge.features.backbones import fold_batch_norms
 from adclick_edge.features.extractor import Extractor
 
-__all__ = ["export_features", "export_graphs", "export_segmenter"]
+__all__ = ["export_features", "export_graphs", "export_module", "export_segmenter", "tensor_spec"]
+
+_DTYPES = {1: "float32", 2: "uint8", 7: "int64"}
 
 
 class _Features(nn.Module):
@@ -43,13 +45,17 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _export(
+def export_module(
     module: nn.Module,
     arguments: tuple[Tensor, ...],
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
-    dynamic_shapes: tuple[dict[int, object], ...],
+    dynamic_shapes: tuple[dict[int, object], ...] | None,
 ) -> bytes:
+    """The graph of ``module`` in evaluation mode; ``dynamic_shapes`` None: sizes are those of the ``arguments``.
+
+    Raises ExportError.
+    """
     module.eval()
     try:
         with _quiet():
@@ -72,13 +78,20 @@ def _export(
     return data
 
 
+def tensor_spec(value: onnx.ValueInfoProto) -> dict[str, object]:
+    """A graph's input or output as the manifest has it; free sizes are -1."""
+    tensor = value.type.tensor_type
+    shape = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+    return {"name": value.name, "dtype": _DTYPES[tensor.elem_type], "shape": shape}
+
+
 def export_features(extractor: Extractor, input_size: tuple[int, int]) -> bytes:
     """``features.onnx``: frames uint8 [N, H, W, 3], H and W free multiples of 16 -> the extractor's outputs."""
     frames = torch.zeros(2, *input_size, 3, dtype=torch.uint8)
     batch = torch.export.Dim("n", min=1, max=1024)
     rows, columns = torch.export.Dim("rows", min=2, max=512), torch.export.Dim("columns", min=2, max=512)
     free: dict[int, object] = {0: batch, 1: 16 * rows, 2: 16 * columns}
-    return _export(fold_batch_norms(_Features(extractor)), (frames,), ("frames",), extractor.outputs, (free,))
+    return export_module(fold_batch_norms(_Features(extractor)), (frames,), ("frames",), extractor.outputs, (free,))
 
 
 def export_segmenter(segmenter: nn.Module, examples: dict[str, Tensor], *, fixed_size: bool = False) -> bytes:
@@ -103,7 +116,9 @@ def export_segmenter(segmenter: nn.Module, examples: dict[str, Tensor], *, fixed
             free.append({0: batch})
         else:
             free.append({0: batch, 2: cells[name] * rows, 3: cells[name] * columns})
-    return _export(fold_batch_norms(segmenter), tuple(examples[name] for name in names), names, ("map",), tuple(free))
+    return export_module(
+        fold_batch_norms(segmenter), tuple(examples[name] for name in names), names, ("map",), tuple(free)
+    )
 
 
 def export_graphs(extractor: Extractor, segmenter: nn.Module, input_size: tuple[int, int]) -> dict[str, bytes]:

@@ -112,6 +112,22 @@ def product_bundle(
 
 
 @pytest.fixture(scope="session")
+def click_bundle(make_once: Callable[[str, Callable[[Path], object]], Path], weights_bundle: Path) -> Path:
+    """`weights_bundle` with click graphs of a stand-in network for views of 64 px. Do not change it."""
+    from click_samples import write_clicks
+
+    return make_once("click.bundle", lambda path: write_clicks(weights_bundle, path))
+
+
+@pytest.fixture(scope="session")
+def click_product(make_once: Callable[[str, Callable[[Path], object]], Path], product_bundle: Path) -> Path:
+    """`product_bundle` with the same click graphs. Do not change it."""
+    from click_samples import write_clicks
+
+    return make_once("click_product.bundle", lambda path: write_clicks(product_bundle, path))
+
+
+@pytest.fixture(scope="session")
 def seg_run(make_once: Callable[[str, Callable[[Path], object]], Path], backbone_file: Path, line: Path) -> Path:
     """A finished training run of 8 steps on `PRODUCT` at 64 px. Do not change it: copy it first."""
     from seg_samples import config_for

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from adclick_edge.bundle.names import BANK, GRAPHS, MANIFEST, SETTINGS, name_problem
+from adclick_edge.bundle.names import BANK, CLICK_GRAPHS, GRAPHS, MANIFEST, SETTINGS, name_problem
 from adclick_edge.errors import BundleError
 
 __all__ = [
     "MAX_MANIFEST_BYTES",
     "SCHEMA_VERSION",
+    "ClickSpec",
     "FileEntry",
     "Manifest",
     "TensorSpec",
@@ -29,6 +30,7 @@ __all__ = [
 SCHEMA_VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20
 _VERSION_HEX_DIGITS = 12
+_CLICK_SIZE_STEP = 16
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Positive = Annotated[int, Meta(ge=1)]
@@ -62,6 +64,29 @@ class Tiling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     overlap: Annotated[int, Meta(ge=0)]  # pixels of the scaled frame
 
 
+class ClickSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The two graphs that answer clicks: ``click_encode.onnx`` once per view, ``click_decode.onnx`` per click.
+
+    ``size`` is the view's height and width in pixels, multiples of 16. ``parity`` is free JSON, as in `Manifest`.
+    """
+
+    size: tuple[Positive, Positive]
+    max_clicks: Positive
+    prompt_dims: Positive
+    encode_inputs: list[TensorSpec]
+    encode_outputs: list[TensorSpec]
+    decode_inputs: list[TensorSpec]
+    parity: dict[str, Any] = {}
+
+    def __post_init__(self) -> None:
+        if any(side % _CLICK_SIZE_STEP for side in self.size):
+            raise ValueError(f"click.size is {list(self.size)}: both must be multiples of {_CLICK_SIZE_STEP}")
+        names = {spec.name for spec in self.encode_outputs} | {"clicks", "previous", "prompt"}
+        found = [spec.name for spec in self.decode_inputs]
+        if sorted(found) != sorted(names):
+            raise ValueError(f"click.decode_inputs are {found}, but click_encode gives what needs {sorted(names)}")
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a bundle is, how it was made and what its files must hash to.
 
@@ -90,6 +115,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weights_license: Text
     adclick_edge_version: Text
     tiling: Tiling | None = None
+    click: ClickSpec | None = None
     manifest_sha256: Sha256  # of the canonical JSON of all other keys
 
     def __post_init__(self) -> None:
@@ -105,6 +131,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"search_dims {self.search_dims} exceeds embedding_dims {self.embedding_dims}")
         if datetime.fromisoformat(self.created_utc).utcoffset() is None:
             raise ValueError(f"created_utc {self.created_utc!r} names no time zone, as in 2025-01-31T12:00:00Z")
+
+    @property
+    def clicks_trained_on(self) -> frozenset[str]:
+        """SHA-256 of the pictures that the graphs of clicks were trained on: their masks say little about others."""
+        click = self.training.get("click", {})
+        return frozenset(click.get("image_hashes", ()) if isinstance(click, dict) else ())
 
     def _check_kind(self) -> None:
         if (self.kind == "product") != (self.product is not None):
@@ -125,6 +157,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 raise ValueError(f"files lists {name}, which is never covered by the manifest")
         if missing := [name for name in GRAPHS if name not in self.files]:
             raise ValueError(f"files does not list {', '.join(missing)}")
+        listed = [name for name in CLICK_GRAPHS if name in self.files]
+        if len(listed) != (0 if self.click is None else len(CLICK_GRAPHS)):
+            raise ValueError(
+                f"files lists {listed or 'no click graphs'} and click is {'null' if self.click is None else 'given'}: "
+                f"{' and '.join(CLICK_GRAPHS)} and click go together"
+            )
         if self.version != version_of(self.files):
             raise ValueError(f"version is {self.version!r}, but the files listed give {version_of(self.files)!r}")
 

@@ -8,10 +8,13 @@ from adclick_edge.errors import BundleError
 __all__ = [
     "BANK",
     "CALIBRATION",
+    "CLICK_GOLDEN",
+    "CLICK_GRAPHS",
     "EXPECTED",
     "GOLDEN_FOLDER",
     "GRAPHS",
     "MANIFEST",
+    "PROMPTS",
     "REGIONS",
     "SETTINGS",
     "name_problem",
@@ -20,9 +23,12 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 GRAPHS = ("features.onnx", "residual.onnx", "segment.onnx")
+CLICK_GRAPHS = ("click_encode.onnx", "click_decode.onnx")
 BANK = "bank.safetensors"
+PROMPTS = "prompts.json"
 GOLDEN_FOLDER = "golden/"
 EXPECTED = "golden/expected.safetensors"
+CLICK_GOLDEN = "golden/click.safetensors"
 CALIBRATION = "calibration.json"
 REGIONS = "regions.json"
 # Not covered by the manifest's hashes, so that a threshold can change without a new bundle version.

@@ -20,7 +20,15 @@ from adclick_edge.bundle.archive import (
 )
 from adclick_edge.bundle.golden import GoldenFrame, golden_frames
 from adclick_edge.bundle.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest, parse_manifest
-from adclick_edge.bundle.names import CALIBRATION, GOLDEN_FOLDER, MANIFEST, REGIONS, SETTINGS, regular_file
+from adclick_edge.bundle.names import (
+    CALIBRATION,
+    CLICK_GOLDEN,
+    GOLDEN_FOLDER,
+    MANIFEST,
+    REGIONS,
+    SETTINGS,
+    regular_file,
+)
 from adclick_edge.bundle.settings import MAX_SETTINGS_BYTES, decode_settings, encode_settings
 from adclick_edge.errors import BundleError
 from adclick_edge.files import sha256_file, write_bytes
@@ -174,7 +182,7 @@ class Bundle:
 
     def golden(self) -> list[GoldenFrame]:
         """The golden frames by name; empty where the bundle has none. Raises BundleError where they do not fit."""
-        names = [name for name in self.manifest.files if name.startswith(GOLDEN_FOLDER)]
+        names = [name for name in self.manifest.files if name.startswith(GOLDEN_FOLDER) and name != CLICK_GOLDEN]
         return golden_frames({name: self.read(name) for name in names}, str(self.location))
 
     @property

@@ -39,21 +39,21 @@ class BankCall:
 
     data: Path
     out: Path
-    product: str | None
-    weights: Path | None
-    backbone: str | None
-    preset: str | None
-    size: int | None
-    rows: int | None
-    search_dims: int | None
-    position_weight: float | None
-    window: int | None
-    retrieve: int | None
-    tile_scale: float | None
-    tile_overlap: int
-    regions: Path | None
-    false_alarms: float
-    split_normals: float | None
+    product: str | None = None
+    weights: Path | None = None
+    backbone: str | None = None
+    preset: str | None = None
+    size: int | None = None
+    rows: int | None = None
+    search_dims: int | None = None
+    position_weight: float | None = None
+    window: int | None = None
+    retrieve: int | None = None
+    tile_scale: float | None = None
+    tile_overlap: int = 64
+    regions: Path | None = None
+    false_alarms: float = 0.01
+    split_normals: float | None = None
 
 
 def run(call: BankCall) -> None:

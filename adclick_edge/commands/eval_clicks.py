@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ def run(call: EvalClicksCall) -> None:
         samples, left_out = chosen_defects(
             product,
             skip_kinds=call.skip_kinds,
-            known_hashes=manifest.training.get("image_hashes", ()),
+            known_hashes=manifest.clicks_trained_on,
             one_shot_per_defect=call.one_shot_per_defect,
             limit=call.limit,
         )
@@ -102,7 +102,7 @@ def chosen_defects(
     product: Product,
     *,
     skip_kinds: Sequence[str] = (),
-    known_hashes: Sequence[str] = (),
+    known_hashes: Collection[str] = (),
     one_shot_per_defect: bool = False,
     limit: int | None = None,
 ) -> tuple[list[Sample], dict[str, int]]:
@@ -180,7 +180,7 @@ def _score(
 
 def _one_shot_each(samples: Sequence[Sample]) -> list[Sample]:
     """The first shot of each defect. Shots of one defect are of one kind: comparing within kinds saves most of the time."""
-    kept = []
+    kept: list[Sample] = []
     for kind in dict.fromkeys(sample.kind for sample in samples):
         shots = [sample for sample in samples if sample.kind == kind]
         pictures = []
@@ -188,8 +188,10 @@ def _one_shot_each(samples: Sequence[Sample]) -> list[Sample]:
             frame = read_image(sample.path)
             assert sample.mask_path is not None
             pictures.append((frame, read_mask(sample.mask_path, shape=(frame.shape[0], frame.shape[1]))))
-        first = {group: sample for group, sample in reversed(list(zip(same_defect_groups(pictures), shots, strict=True)))}
-        kept += [sample for sample in shots if sample in first.values()]
+        first: dict[int, Sample] = {}
+        for group, sample in zip(same_defect_groups(pictures), shots, strict=True):
+            first.setdefault(group, sample)
+        kept += first.values()
     return kept
 
 
@@ -200,8 +202,11 @@ def _flat(result: ClickResult) -> dict[str, Any]:
 
 def _print_table(about: dict[str, Any], results: Sequence[ClickResult]) -> None:
     first = results[0]
-    left = ", ".join(f"{number} {name.removeprefix('left_out_').replace('_', ' ')}" for name, number in about.items()
-                     if name.startswith("left_out_") and number)
+    left = ", ".join(
+        f"{number} {name.removeprefix('left_out_').replace('_', ' ')}"
+        for name, number in about.items()
+        if name.startswith("left_out_") and number
+    )
     print(
         f"{about['product']}, version {about['version']}: {first.images} defects"
         + (f" (left out: {left})" if left else "")
@@ -210,26 +215,33 @@ def _print_table(about: dict[str, Any], results: Sequence[ClickResult]) -> None:
     )
     if first.reduced_images:
         print(f"{first.reduced_images} pictures were scaled down to {about['largest_side_px']} px")
-    table = Table(box=None)
-    table.add_column("")
-    for column in ("clicks", "IoU", "AP", "PRO", "AUROC", "NoC@80", "NoC@85", "NoC@90", "ms/click", "ms/image"):
-        table.add_column(column, justify="right")
+    console = Console(highlight=False)
+    figures = _table("clicks", "IoU", "AP", "PRO", "AUROC")
+    costs = _table("NoC@80", "NoC@85", "NoC@90", "ms/click", "ms/image")
     for result in results:
         for place, scores in enumerate(result.per_click):
-            ends = place == len(result.per_click) - 1
-            once = (
-                *(f"{noc:.1f}" if noc is not None else "-" for noc in (result.noc80, result.noc85, result.noc90)),
-                f"{1e3 * result.seconds_per_click:.0f}",
-                f"{1e3 * result.seconds_per_image:.0f}",
-            )
-            table.add_row(
+            figures.add_row(
                 result.name if place == 0 else "",
                 str(scores.clicks),
-                *(
-                    "-" if value is None else f"{value:.3f}"
-                    for value in (scores.mean_iou, scores.ap, scores.pro, scores.auroc)
-                ),
-                *(once if ends else ("",) * len(once)),
-                end_section=ends,
+                *(_shown(value) for value in (scores.mean_iou, scores.ap, scores.pro, scores.auroc)),
+                end_section=place == len(result.per_click) - 1,
             )
-    Console(highlight=False).print(table)
+        costs.add_row(
+            result.name,
+            *(_shown(noc, ".1f") for noc in (result.noc80, result.noc85, result.noc90)),
+            f"{1e3 * result.seconds_per_click:.0f}",
+            f"{1e3 * result.seconds_per_image:.0f}",
+        )
+    console.print(figures)
+    console.print(costs)
+
+
+def _table(*columns: str) -> Table:
+    table = Table("", box=None)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table
+
+
+def _shown(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)

@@ -83,7 +83,7 @@ def run(call: LabelCall) -> Labels:
             call.out,
             settings,
             known_kinds=known,
-            trained_on=frozenset(manifest.training.get("image_hashes", ())),
+            trained_on=manifest.clicks_trained_on,
         )
     _say(call, labels)
     return labels

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adclick_edge.data.clicks import MAX_CLICKS
 from adclick_edge.models.adclick_seg import ConvNorm, ResidualBlock
 
 __all__ = ["PROMPT_DIMS", "EdgeClicks"]
@@ -36,6 +35,8 @@ class EdgeClicks(nn.Module):
 
     encode_inputs = ("frames", "map4", "map8", "map16", "relative", "relative_distance")
     encode_outputs = ("keys", "fine", "mid", "deep")
+    free_clicks = True
+    """``decode`` takes any number of rows of clicks up to 24: few are answered sooner."""
 
     def __init__(self, dims: int, channels: dict[int, int], width: int = 32) -> None:
         super().__init__()
@@ -49,12 +50,15 @@ class EdgeClicks(nn.Module):
         """uint8 frames [N, H, W, 3], the backbone's maps of them, and their relative residual [N, D, H/8, W/8] and
         distance [N, 1, H/8, W/8] (zeros where there is no bank) -> ``keys`` [N, 64, H/4, W/4] of unit length per head,
         ``fine`` [N, c, H/2, W/2], ``mid`` [N, c, H/4, W/4], ``deep`` [N, c, H/8, W/8].
+
+        ``mid`` and ``fine`` have been through their share of the convolutions that join them with what clicks bring: a
+        convolution of two maps laid side by side is the sum of two convolutions, and this one does not know of clicks.
         """
         found: dict[str, Tensor] = self.encoder(frames, map4, map8, map16, relative, relative_distance)
-        return found
+        return {**found, **self.decoder.ahead(found["mid"], found["fine"])}
 
     def decode(self, embedding: dict[str, Tensor], clicks: Tensor, previous: Tensor, prompt: Tensor) -> Tensor:
-        """What ``encode`` gave, ``clicks`` [N, 24, 3] (y px, x px, +1 defect / -1 normal / 0 unused), the ``previous``
+        """What ``encode`` gave, ``clicks`` [N, K, 3] (y px, x px, +1 defect / -1 normal / 0 unused), the ``previous``
         probability [N, 1, H/4, W/4] (zeros at first) and ``prompt`` [N, 384] (zeros for no words) -> logits
         [N, H/2, W/2]. The order of the clicks does not matter.
         """
@@ -124,6 +128,7 @@ class _Encoder(nn.Module):
 class _Decoder(nn.Module):
     def __init__(self, width: int, deep: int, deepest: int) -> None:
         super().__init__()
+        self.width = width
         click_maps = 2 * len(NEARNESS_PX) + 1 + 2 * HEADS + 1  # nearness, whose is nearer, likeness, previous mask
         self.words = nn.Linear(PROMPT_DIMS, 64, bias=False)
         self.film = nn.ModuleList([_Film(64, c) for c in (width, deep, deepest)])
@@ -145,11 +150,19 @@ class _Decoder(nn.Module):
         self.logit = nn.Conv2d(width // 2, 1, 1)
         nn.init.constant_(self.logit.bias, -2.0)  # type: ignore[arg-type]
 
+    def ahead(self, mid: Tensor, fine: Tensor) -> dict[str, Tensor]:
+        """What ``enter`` and the first convolution of ``outline`` make of the maps that no click changes."""
+        half = self.width // 2
+        return {
+            "mid": F.conv2d(mid, _weight(self.enter)[:, : self.width], padding=1),
+            "fine": F.conv2d(fine, _weight(self.outline[0])[:, half:], padding=1),
+        }
+
     def forward(self, embedding: dict[str, Tensor], clicks: Tensor, previous: Tensor, prompt: Tensor) -> Tensor:
-        mid, deep = embedding["mid"], embedding["deep"]
+        deep = embedding["deep"]
         words = F.relu(self.words(prompt))
-        click_maps = _click_maps(embedding["keys"], clicks)
-        x4 = self.enter(torch.cat([mid, click_maps, previous], dim=1))
+        given = torch.cat([_click_maps(embedding["keys"], clicks), previous], dim=1)
+        x4 = _joined(self.enter, embedding["mid"], given, slice(self.width, None))
         x4 = self.enter_block(F.relu(self.film[0](x4, words)))
         x8 = self.join8(torch.cat([self.down8(x4), deep, self._word_maps(words, deep)], dim=1))
         x8 = self.block8(F.relu(self.film[1](x8, words)))
@@ -157,8 +170,8 @@ class _Decoder(nn.Module):
         x16 = x16 + _double(self.block32(self.down32(x16)))
         y8 = self.up8(torch.cat([_double(x16), x8], dim=1))
         y4 = self.up4(torch.cat([_double(y8), x4], dim=1))
-        y2 = self.outline(torch.cat([_double(self.lower(y4)), embedding["fine"]], dim=1))
-        logits: Tensor = self.logit(y2)
+        outline = _joined(self.outline[0], embedding["fine"], _double(self.lower(y4)), slice(self.width // 2))
+        logits: Tensor = self.logit(self.outline[1](outline))
         return logits.squeeze(1)
 
     def _word_maps(self, words: Tensor, deep: Tensor) -> Tensor:
@@ -168,6 +181,22 @@ class _Decoder(nn.Module):
         cells: Tensor = self.cell_keys(deep).reshape(count, WORD_MAPS, KEY_DIMS, height * width)
         alike: Tensor = (sentence @ cells).reshape(count, WORD_MAPS, height, width) / KEY_DIMS**0.5
         return alike
+
+
+def _weight(block: nn.Module) -> Tensor:
+    """Of the convolution that a `ConvNorm` begins with."""
+    conv = block[0]  # type: ignore[index]
+    weight: Tensor = conv.weight
+    return weight
+
+
+def _joined(block: nn.Module, ahead: Tensor, x: Tensor, channels: slice) -> Tensor:
+    """The rest of a `ConvNorm` whose convolution over the other channels was made ``ahead``."""
+    conv, *rest = block.children()
+    out = ahead + F.conv2d(x, _weight(block)[:, channels], conv.bias, padding=1)  # type: ignore[arg-type]
+    for layer in rest:
+        out = layer(out)
+    return out
 
 
 class _Film(nn.Module):
@@ -205,7 +234,7 @@ def _click_maps(keys: Tensor, clicks: Tensor) -> Tensor:
     label = clicks[:, :, 2:]  # N, K, 1
     dy = (rows - clicks[:, :, 0:1])[:, :, :, None]
     dx = (columns - clicks[:, :, 1:2])[:, :, None, :]
-    squared = (dy.square() + dx.square()).reshape(count, MAX_CLICKS, height * width)
+    squared = (dy.square() + dx.square()).reshape(count, clicks.shape[1], height * width)
     far = torch.full_like(squared, 1e6)
     nearest = [torch.where(wanted, squared, far).amin(dim=1).sqrt() for wanted in (label > 0, label < 0)]  # N, P each
     nearness = [torch.exp(-d / scale) for d in nearest for scale in NEARNESS_PX]

@@ -54,7 +54,7 @@ class PaperClicks(nn.Module):
     of other such sizes work too. Before training the network is its image branch: residuals and words change nothing.
     """
 
-    encode_inputs = ("frames", "map4", "map8", "map16", "relative", "relative_distance")
+    encode_inputs = ("frames", "relative")
     encode_outputs = ("image", *_RESIDUALS)
 
     def __init__(
@@ -71,16 +71,13 @@ class PaperClicks(nn.Module):
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1) * 255, persistent=False)
 
-    def encode(
-        self, frames: Tensor, map4: Tensor, map8: Tensor, map16: Tensor, relative: Tensor, relative_distance: Tensor
-    ) -> dict[str, Tensor]:
+    def encode(self, frames: Tensor, relative: Tensor) -> dict[str, Tensor]:
         """uint8 frames [N, H, W, 3] and their relative residual f32 [N, residual_dims, H / 8, W / 8] (zeros where there
         is no bank) -> ``image`` f32 [N, 3, H, W], normalised, and ``residual4`` .. ``residual32`` f32
         [N, level_dims[i], H / stride, W / stride].
 
-        The backbone's maps and the distance are taken for the sake of one call for all networks, and not used: the
-        image branch has its own transformer, and the distance is the residual summed over its channels (method 1.6).
-        Raises UsageError for sides that are not multiples of 32, or a residual of other channels.
+        The backbone's maps are not needed: the image branch has its own transformer. Nor is the distance: it is the
+        residual summed over its channels (method 1.6). Raises UsageError for sides that are not multiples of 32, or a residual of other channels.
         """
         height, width = frames.shape[1:3]
         check_input_size(height, width)
@@ -105,18 +102,5 @@ class PaperClicks(nn.Module):
         logits = self.image_branch.head([film(x, prompt) for film, x in zip(self.film, both, strict=True)])
         return F.interpolate(logits, scale_factor=2.0, mode="bilinear", align_corners=False)[:, 0]
 
-    def forward(
-        self,
-        frames: Tensor,
-        map4: Tensor,
-        map8: Tensor,
-        map16: Tensor,
-        relative: Tensor,
-        relative_distance: Tensor,
-        clicks: Tensor,
-        previous: Tensor,
-        prompt: Tensor,
-    ) -> Tensor:
-        return self.decode(
-            self.encode(frames, map4, map8, map16, relative, relative_distance), clicks, previous, prompt
-        )
+    def forward(self, frames: Tensor, relative: Tensor, clicks: Tensor, previous: Tensor, prompt: Tensor) -> Tensor:
+        return self.decode(self.encode(frames, relative), clicks, previous, prompt)

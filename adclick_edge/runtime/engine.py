@@ -1,15 +1,15 @@
 """What a back end offers: frames in, maps out. One back end a file; GPU libraries are imported inside theirs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
 from adclick_edge.features.bank import Bank
 
-__all__ = ["STAGES", "BankHandle", "Engine", "Features", "Maps"]
+__all__ = ["STAGES", "BankHandle", "ClickEngine", "Engine", "Features", "Maps"]
 
 STAGES = ("features", "residual", "segment")
 
@@ -52,4 +52,23 @@ class Engine(Protocol):
 
         ``exclude_images[n]`` is the bank image that frame n must not match (-1 = none): leave-one-out, for setting up.
         """
+        ...
+
+
+@runtime_checkable
+class ClickEngine(Engine, Protocol):
+    """A back end that also runs the two graphs of clicks, for bundles that have them."""
+
+    def residuals(self, frames: npt.NDArray[np.uint8], bank: BankHandle) -> Features:
+        """The features of frames (uint8 [N, H, W, 3]) and, against ``bank``, ``relative`` [N, D, h, w] and
+        ``relative_distance`` [N, 1, h, w].
+        """
+        ...
+
+    def click_encode(self, feed: Mapping[str, npt.NDArray[Any]]) -> Features:
+        """Once per view; inputs beyond those of the graph are ignored."""
+        ...
+
+    def click_decode(self, feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        """Logits float32 [N, H/2, W/2] of what ``click_encode`` gave, with clicks, previous probability and prompt."""
         ...

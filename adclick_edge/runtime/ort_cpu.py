@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,29 @@ class OrtCpuEngine:
         """The bank row each cell of frames (uint8 [N, H, W, 3]) matches, int64 [N, h, w]."""
         features, own = self.features(frames), self._own(bank)
         return self._residual(features, own, None)["index"]  # type: ignore[return-value]
+
+    def residuals(self, frames: npt.NDArray[np.uint8], bank: BankHandle) -> Features:
+        features, own = self.features(frames), self._own(bank)
+        found = self._residual(features, own, None)
+        return {**features, "relative": found["relative"], "relative_distance": found["relative_distance"]}
+
+    def click_encode(self, feed: Mapping[str, npt.NDArray[Any]]) -> Features:
+        outputs = self._run("click_encode", self._wanted("click_encode", feed))
+        names = [output.name for output in self._sessions["click_encode"].get_outputs()]
+        return dict(zip(names, outputs, strict=True))
+
+    def click_decode(self, feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[np.float32]:
+        return self._run("click_decode", self._wanted("click_decode", feed))[0]
+
+    def _wanted(self, name: str, feed: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Of ``feed``, what a graph of clicks takes: presets differ in which of the features they look at."""
+        inputs = [tensor.name for tensor in self._session(name).get_inputs()]
+        if missing := [key for key in inputs if key not in feed]:
+            raise EngineError(
+                f"{self._folder}: {name}.onnx takes {missing[0]!r}, which the other graphs do not give: graphs of two "
+                "exports were mixed; export the bundle anew"
+            )
+        return {key: feed[key] for key in inputs}
 
     def _own(self, bank: BankHandle) -> _CpuBank:
         if not isinstance(bank, _CpuBank):

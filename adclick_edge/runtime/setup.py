@@ -12,6 +12,7 @@ import numpy.typing as npt
 from rich.progress import track
 
 from adclick_edge.bundle import Bundle, GoldenFrame, Tiling, golden_files, write_bundle
+from adclick_edge.bundle.names import CLICK_GOLDEN, PROMPTS
 from adclick_edge.console import progress_console
 from adclick_edge.data.dataset import Sample
 from adclick_edge.data.images import read_image
@@ -43,6 +44,7 @@ KEPT_MANIFEST_FIELDS = (
     "metrics",
     "parity",
     "weights_license",
+    "click",
 )
 
 
@@ -107,7 +109,11 @@ def write_product(
     thresholds from.
     """
     manifest: Mapping[str, Any] = msgspec.to_builtins(weights.manifest)
-    graphs = {name: weights.read(name) for name in weights.manifest.files if name.endswith(".onnx")}
+    kept = {
+        name: weights.read(name)
+        for name in weights.manifest.files
+        if name.endswith(".onnx") or name in (PROMPTS, CLICK_GOLDEN)
+    }
     fields: dict[str, object] = {
         **{key: manifest[key] for key in KEPT_MANIFEST_FIELDS},
         "kind": "product",
@@ -118,7 +124,7 @@ def write_product(
         "search_dims": bank.projection.shape[1],
         "tiling": None if setup.tiling is None else msgspec.to_builtins(setup.tiling),
     }
-    files: dict[str, bytes | Path] = {**graphs, "bank.safetensors": bank.to_bytes()}
+    files: dict[str, bytes | Path] = {**kept, "bank.safetensors": bank.to_bytes()}
     # Golden frames and first thresholds are computed by drafts of the bundle itself; `out` appears once, complete.
     with tempfile.TemporaryDirectory(prefix=".adclick-bank.") as scratch:
         draft = write_bundle(Path(scratch) / "draft", fields, files)

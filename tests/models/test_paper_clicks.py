@@ -42,11 +42,10 @@ def tiny():
 
 
 def view(height=64, width=96, batch=2):
-    """What ``encode`` takes, of a backbone with one channel per map."""
-    cells = [torch.randn(batch, 1, height // s, width // s) for s in (4, 8, 16)]
+    """What ``encode`` takes."""
     relative = torch.rand(batch, RESIDUAL_DIMS, height // 8, width // 8) * 4
     frames = torch.randint(0, 256, (batch, height, width, 3), dtype=torch.uint8)
-    return frames, *cells, relative, relative.sum(1, keepdim=True)
+    return frames, relative
 
 
 def asked(height=64, width=96, batch=2, words=True):
@@ -83,7 +82,7 @@ def test_before_training_the_network_is_its_image_branch(height, width):
     logits = net.decode(net.encode(*seen), *wanted)
     assert logits.shape == (2, height // 2, width // 2)
     assert torch.equal(logits, image_branch_alone(net, seen[0], *wanted[:2]))
-    other = (seen[0], *seen[1:4], seen[4] * 100 + 3, seen[5])
+    other = (seen[0], seen[1] * 100 + 3)
     assert torch.equal(net(*other, *wanted), logits)
     assert not torch.equal(image_branch_alone(net, 255 - seen[0], *wanted[:2]), logits)
 
@@ -97,7 +96,7 @@ def test_residuals_and_words_count_once_their_zeros_have_moved():
     first = net.decode(embedding, clicks, previous, prompt)
     plain = net.decode(embedding, clicks, previous, torch.zeros_like(prompt))
     swapped = net.decode(embedding, clicks, previous, prompt.flip(0))
-    others = net.decode(net.encode(seen[0], *seen[1:4], seen[4].flip(3), seen[5]), clicks, previous, prompt)
+    others = net.decode(net.encode(seen[0], seen[1].flip(3)), clicks, previous, prompt)
     for other in (plain, swapped, others):
         assert (other - first).abs().max() > 0.1 * first.std()
 
@@ -189,9 +188,7 @@ def test_full_size():
         net = PaperClicks()
         embedding = net.encode(
             torch.empty(1, 448, 448, 3, dtype=torch.uint8),
-            *(torch.empty(1, 1, 448 // s, 448 // s) for s in (4, 8, 16)),
             torch.empty(1, 512, 56, 56),
-            torch.empty(1, 1, 56, 56),
         )
         out = net.decode(embedding, torch.empty(1, 24, 3), torch.empty(1, 1, 112, 112), torch.empty(1, 384))
     assert out.shape == (1, 224, 224)
@@ -206,9 +203,9 @@ def test_bad_inputs_are_named():
     net = tiny()
     seen = view()
     with pytest.raises(UsageError, match="48 x 96 px; both must be multiples of 32"):
-        net.encode(seen[0][:, :48], *seen[1:])
+        net.encode(seen[0][:, :48], seen[1])
     with pytest.raises(UsageError, match="5 channels, not 6"):
-        net.encode(*seen[:4], seen[4][:, :5], seen[5])
+        net.encode(seen[0], seen[1][:, :5])
     with pytest.raises(UsageError, match="72 x 64 px"):
         PaperClicks(6, (72, 64), TINY)
     with pytest.raises(UsageError, match="7 dims"):
@@ -220,8 +217,8 @@ class Encode(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, frames, map4, map8, map16, relative, relative_distance):
-        return tuple(self.net.encode(frames, map4, map8, map16, relative, relative_distance).values())
+    def forward(self, frames, relative):
+        return tuple(self.net.encode(frames, relative).values())
 
 
 class Decode(nn.Module):
