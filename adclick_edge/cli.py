@@ -185,7 +185,7 @@ def train_seg(
 def train_clicks(
     out: Annotated[Path, typer.Option(help="Folder of the run; an unfinished run there is gone on with.")],
     data: Annotated[list[Path] | None, typer.Option(help="Data sets to learn from, all products, all labels.")] = None,
-    leave_out: Annotated[list[str] | None, typer.Option(help="Products of --data never to see: those to test on.")] = None,
+    leave_out: Annotated[list[str] | None, typer.Option(help="Products never to see: those to test on.")] = None,
     skip_kind: Annotated[list[str] | None, typer.Option(help="Kinds of defect not to train on.")] = None,
     worlds: Annotated[int, typer.Option(min=0, help="Procedural products to learn from.")] = 200,
     start_from: Annotated[Path | None, typer.Option(help="Start from this run's best weights.")] = None,
@@ -240,7 +240,7 @@ def label(
     clicks: Annotated[int, typer.Option(min=1, max=24, help="Clicks on each picture.")] = 5,
     per_kind: Annotated[int, typer.Option(min=1, help="Defects per kind to label, chosen by content.")] = 10,
     skip_kind: Annotated[list[str] | None, typer.Option(help="Kinds of defect to leave out.")] = None,
-    words: Annotated[bool, typer.Option(help="Name the kind of defect, where the bundle knows it.")] = True,
+    words: Annotated[bool, typer.Option(help="Name the kind of defect, where the bundle knows it.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: all cores.")] = None,
 ) -> None:
     """Masks of real defects from clicks, for `adclick train seg --labels`. A robot clicks, by the ground truth."""
@@ -346,7 +346,7 @@ def eval_clicks(
     product: ProductName = None,
     clicks: Annotated[int, typer.Option(min=1, max=24, help="Clicks on each defect.")] = 5,
     skip_kind: Annotated[list[str] | None, typer.Option(help="Kinds of defect to leave out.")] = None,
-    words: Annotated[bool, typer.Option(help="Name the kind of defect, where the bundle knows it.")] = True,
+    words: Annotated[bool, typer.Option(help="Name the kind of defect, where the bundle knows it.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Click on so many defects only, at even distances.")] = None,
     one_shot_per_defect: Annotated[
         bool, typer.Option("--one-shot-per-defect", help="Of a defect shot several times, only the first shot.")

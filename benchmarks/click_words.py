@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from click_banks import product_bundle
 from machine import describe_machine
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from adclick_edge.commands.bank import BankCall
-from adclick_edge.commands.bank import run as make_bank
+from adclick_edge.bundle import read_bundle
 from adclick_edge.console import progress_console
 from adclick_edge.data.sample_line.overlap import OVERLAPS, render_overlap
 from adclick_edge.evaluation.click_metrics import intersection_over_union
@@ -33,12 +33,13 @@ CLICKS = 5
 
 def main() -> None:
     options = _options()
-    options.banks.mkdir(parents=True, exist_ok=True)
+    with read_bundle(options.bundle) as weights:
+        seen = weights.manifest.training.get("click", {}).get("products", [])
     ious: dict[str, dict[str, list[list[float]]]] = {p: {way: [] for way in WAYS} for p in OVERLAPS}
     for product in OVERLAPS:
-        bundle = options.banks / f"{product}.bundle"
-        if not bundle.exists():
-            make_bank(BankCall(data=options.line, out=bundle, product=product, weights=options.bundle, size=options.size))
+        bundle = product_bundle(
+            options.bundle, options.line, product, options.banks / f"{product}.bundle", options.size
+        )
         with ClickSession.open(bundle, threads=options.threads) as session:
             jobs = [(pair, index) for pair in OVERLAPS[product] for index in range(options.frames)]
             for pair, index in track(jobs, product, console=progress_console()):
@@ -51,6 +52,7 @@ def main() -> None:
     result = {
         "machine": describe_machine(),
         "bundle": options.bundle.name,
+        "trained_on": seen,
         "frames": options.frames * sum(map(len, OVERLAPS.values())),
         "seed": options.seed,
         "mean_iou": {product: _means(ways) for product, ways in ious.items()},

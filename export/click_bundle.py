@@ -16,9 +16,11 @@ from adclick_edge.bundle.names import BANK, CLICK_GOLDEN, CLICK_GRAPHS, PROMPTS
 from adclick_edge.data.clicks import MAX_CLICKS
 from adclick_edge.data.resize import fit, fit_mask
 from adclick_edge.data.synthetic import add_defect
-from adclick_edge.export.click_graphs import PROMPT_DIMS, click_spec, export_click_graphs
+from adclick_edge.errors import ExportError
+from adclick_edge.export.click_graphs import click_spec, export_click_graphs
 from adclick_edge.export.click_parity import ClickCase, ClickParityReport, check_click_parity
 from adclick_edge.features.bank import Bank
+from adclick_edge.models.adclick import PROMPT_DIMS
 from adclick_edge.runtime.calibration import load_calibration, store_calibration
 from adclick_edge.runtime.click_golden import golden_click_file
 from adclick_edge.runtime.click_view import crop_grid, whole_view
@@ -55,11 +57,15 @@ def write_click_bundle(
 
     Thresholds and regions of ``base`` are kept: nothing that gives a score has changed.
 
-    Raises ParityError when the graphs do not compute what was trained, ExportError when they cannot be made, BundleError
-    for prompts that cannot be read.
+    Raises ParityError when the graphs do not compute what was trained, ExportError when they cannot be made or the prompts
+    are of another length than they take, BundleError for prompts that cannot be read.
     """
-    if prompts_json is not None:
-        PromptTable.decode(prompts_json, PROMPTS)
+    table = PromptTable.of_bundle(base) if prompts_json is None else PromptTable.decode(prompts_json, PROMPTS)
+    if table is not None and table.dims != PROMPT_DIMS:
+        raise ExportError(
+            f"{PROMPTS} holds vectors of {table.dims} numbers ({table.encoder_name}), the network takes {PROMPT_DIMS}; make "
+            "it with the text encoder that the network was trained with"
+        )
     features = OrtCpuEngine(base.path("features.onnx").parent)
     cases = _cases(base, features, size, pictures)
     graphs = export_click_graphs(

@@ -11,10 +11,9 @@ from adclick_edge.bundle.names import CLICK_GRAPHS
 from adclick_edge.data.clicks import MAX_CLICKS
 from adclick_edge.export.to_onnx import export_module, tensor_spec
 from adclick_edge.features.backbones import fold_batch_norms
+from adclick_edge.models.adclick import PROMPT_DIMS
 
-__all__ = ["PROMPT_DIMS", "ClickNetwork", "click_spec", "decode_examples", "export_click_graphs"]
-
-PROMPT_DIMS = 384
+__all__ = ["ClickNetwork", "click_spec", "decode_examples", "export_click_graphs"]
 
 
 class ClickNetwork(Protocol):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adclick_edge.data.resize import fit_mask
 from adclick_edge.errors import ParityError
-from adclick_edge.runtime.click_view import to_probability
+from adclick_edge.runtime.click_view import resize_map, to_probability
 from adclick_edge.runtime.engine import ClickEngine
 
 __all__ = ["CLICK_TOLERANCE", "ClickCase", "ClickParityReport", "check_click_parity"]
@@ -60,6 +60,7 @@ def check_click_parity(
     for case in cases:
         size = case.mask.shape
         truth = fit_mask(case.mask, (size[0] // 2, size[1] // 2)) > 0.5
+        quarter = (size[0] // 4, size[1] // 4)
         inputs = [torch.from_numpy(case.inputs[name]) for name in network.encode_inputs]  # type: ignore[union-attr]
         embedding: dict[str, Tensor] = network.encode(*inputs)  # type: ignore[operator]
         exported = engine.click_encode(case.inputs)
@@ -68,7 +69,7 @@ def check_click_parity(
         for number in range(ROUNDS):
             clicks[0, number] = _next_click(expected > 0.5, truth)
             feeds = [
-                {"clicks": clicks, "previous": _halved(before), "prompt": case.prompt[None]}
+                {"clicks": clicks, "previous": resize_map(before, quarter)[None, None], "prompt": case.prompt[None]}
                 for before in (expected, found)
             ]
             tensors = [torch.from_numpy(value) for value in feeds[0].values()]
@@ -97,11 +98,3 @@ def _next_click(mask: Bool, truth: Bool) -> tuple[float, float, float]:
     missed = bool(depths[0].max() >= depths[1].max())
     y, x = np.unravel_index(int(depths[0 if missed else 1].argmax()), truth.shape)
     return 2 * float(y) + 0.5, 2 * float(x) + 0.5, 1.0 if missed else -1.0
-
-
-def _halved(probability: F32) -> F32:
-    """As `adclick_edge.runtime.click_view.resize_map` halves it: the mean of 2 x 2, float32 [1, 1, h, w]."""
-    height, width = probability.shape
-    return np.ascontiguousarray(
-        probability.reshape(height // 2, 2, width // 2, 2).mean(axis=(1, 3), dtype=np.float32)[None, None], np.float32
-    )

@@ -10,9 +10,10 @@ import numpy.typing as npt
 from torch import Tensor, nn
 
 from adclick_edge.bundle import Bundle, read_bundle
+from adclick_edge.bundle.names import PROMPTS
 from adclick_edge.data.dataset import open_product
 from adclick_edge.data.images import read_image
-from adclick_edge.errors import DataError, ExportError
+from adclick_edge.errors import DataError, ExportError, TrainingError
 from adclick_edge.export.click_bundle import PARITY_FRAMES, write_click_bundle
 from adclick_edge.export.click_graphs import ClickNetwork
 from adclick_edge.export.click_parity import ClickParityReport
@@ -22,7 +23,7 @@ from adclick_edge.files import sha256_file
 from adclick_edge.models.build import build_click_network
 from adclick_edge.training.checkpoint import load_model
 from adclick_edge.training.click_run import ClickConfig, Part, read_click_config
-from adclick_edge.words import shipped_prompts
+from adclick_edge.words import PromptTable, shipped_prompts
 
 __all__ = ["export_click_run"]
 
@@ -39,10 +40,12 @@ def export_click_run(
             weights with the distance segmenter.
         prompts_json: The bundle's ``prompts.json``; by default the vectors the network was trained with.
 
-    Raises ParityError when the graphs do not compute what was trained, ExportError for an incomplete run, for pictures
-    that are gone and for a base of another backbone.
+    Raises ParityError when the graphs do not compute what was trained, ExportError for an incomplete run, for pictures or
+    runs it started from that are gone, for a base of another backbone and for prompts of another text encoder.
     """
     config = read_click_config(run)
+    if prompts_json is not None:
+        _check_prompts(PromptTable.decode(prompts_json, PROMPTS))
     backbone_file = run / f"backbone{Path(config.backbone_file).suffix}"
     for file in (run / "best.safetensors", backbone_file):
         if not file.is_file():
@@ -52,9 +55,10 @@ def export_click_run(
     network.eval()
     if config.without:
         network = _Without(network, config.without)  # type: ignore[arg-type]
-    hashes, pictures = _pictures(config)
+    products = _products(config)
+    hashes, pictures = _pictures(products)
     training = {
-        "products": [name for _, name in config.products],
+        "products": sorted({name for _, name in products}),
         "worlds": config.worlds,
         "seed": config.seed,
         "steps": config.steps,
@@ -116,11 +120,38 @@ def _check_backbone(base: Bundle, config: ClickConfig) -> None:
         )
 
 
-def _pictures(config: ClickConfig) -> tuple[list[str], list[U8]]:
+def _check_prompts(table: PromptTable) -> None:
+    trained = shipped_prompts()
+    if table.encoder_sha256 != trained.encoder_sha256:
+        raise ExportError(
+            f"{PROMPTS} was made with the text encoder {table.encoder_name} ({table.encoder_sha256[:12]}), the network was "
+            f"trained with {trained.encoder_name} ({trained.encoder_sha256[:12]}): words would mean nothing to it; make the "
+            "table with that one"
+        )
+
+
+def _products(config: ClickConfig) -> list[tuple[str, str]]:
+    """Data folder and name of what the run has learnt from, and what the runs before it, whose weights it started from."""
+    found = dict.fromkeys(config.products)
+    passed = set[str]()
+    while (start := config.start_from) is not None and start not in passed:
+        passed.add(start)
+        try:
+            config = read_click_config(Path(start))
+        except TrainingError as error:
+            raise ExportError(
+                f"the run that this one started from cannot be read ({error}), so nobody could tell which pictures the "
+                "network has seen; put it back, or export on the machine that has it"
+            ) from error
+        found |= dict.fromkeys(config.products)
+    return list(found)
+
+
+def _pictures(products: Sequence[tuple[str, str]]) -> tuple[list[str], list[U8]]:
     """SHA-256 of all pictures of the products that were learnt from, and some normal ones for the parity gate."""
     hashes: set[str] = set()
     normals: list[Path] = []
-    for data, name in config.products:
+    for data, name in products:
         try:
             product = open_product(Path(data), name)
         except DataError as error:

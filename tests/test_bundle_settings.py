@@ -138,16 +138,20 @@ def test_a_reader_sees_a_valid_calibration_while_others_set_it(bundle_path):
         assert (bundle.calibration["n"], bundle.regions["n"]) == (rounds, rounds)
 
 
-def test_a_killed_writer_leaves_a_valid_calibration(bundle_path):
+def test_a_killed_writer_leaves_a_valid_calibration(bundle_path, tmp_path):
+    scratch = tmp_path / "scratch"  # of a killed process nobody else takes away what it unpacked
+    scratch.mkdir()
     code = (
-        "import sys, itertools\n"
+        "import sys, itertools, pathlib\n"
         "from adclick_edge.bundle import read_bundle\n"
-        "bundle = read_bundle(sys.argv[1])\n"
+        "bundle = read_bundle(sys.argv[1], unpack_to=pathlib.Path(sys.argv[2]))\n"
         "for n in itertools.count():\n"
         "    bundle.set_calibration({'n': n, 'copy': [n] * 2000})\n"
         "    n or print('go', flush=True)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", code, str(bundle_path)], stdout=subprocess.PIPE) as writer:
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(bundle_path), str(scratch)], stdout=subprocess.PIPE
+    ) as writer:
         assert writer.stdout.readline() == b"go\n"
         time.sleep(0.05)
         writer.send_signal(signal.SIGKILL)

@@ -15,8 +15,6 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from adclick_edge.bundle import Bundle
-from adclick_edge.bundle.names import PROMPTS
 from adclick_edge.console import progress_console
 from adclick_edge.data.dataset import Product, open_product
 from adclick_edge.data.images import read_image, read_mask
@@ -31,6 +29,8 @@ from adclick_edge.evaluation.click_report import ClickSheet, write_click_report
 from adclick_edge.files import sha256_file
 from adclick_edge.runtime.click_session import ClickSession
 from adclick_edge.runtime.ort_cpu import OrtCpuEngine
+from adclick_edge.words.table import PromptTable
+from adclick_edge.words.templates import kind_key
 
 __all__ = ["EvalClicksCall", "baselines", "chosen_defects", "run"]
 
@@ -71,12 +71,15 @@ def run(call: EvalClicksCall) -> None:
             one_shot_per_defect=call.one_shot_per_defect,
             limit=call.limit,
         )
-        known = known_kinds(session.bundle) if call.words else frozenset[str]()
+        table = PromptTable.of_bundle(session.bundle) if call.words else None
+        known = frozenset(table.known_kinds() if table is not None else ())
         words = partial(_words, known) if known else None
         score = partial(_score, samples=samples, clicks=call.clicks, noc_clicks=NOC_CLICKS if call.noc else None)
         result = score(session, words=words, each=sheet.add)
-        engine = OrtCpuEngine(session.bundle.path("features.onnx").parent, threads=call.threads)
-        floors = [score(model) for model in baselines(engine)] if call.baselines else []
+        floors = []
+        if call.baselines:
+            engine = OrtCpuEngine(session.bundle.path("features.onnx").parent, threads=call.threads)
+            floors = [score(model) for model in baselines(engine)]
     about: dict[str, Any] = {
         "product": product.name,
         "bundle": str(call.bundle),
@@ -150,18 +153,7 @@ def baselines(engine: OrtCpuEngine) -> list[ClickModel]:
     return [GrabCut(), FeatureClicks(maps), RefinedFeatureClicks(maps)]
 
 
-def known_kinds(bundle: Bundle) -> frozenset[str]:
-    """Kinds of defect that the bundle has words for; none without a prompt table."""
-    if PROMPTS not in bundle.manifest.files:
-        return frozenset()
-    from adclick_edge.words.table import PromptTable
-
-    return frozenset(PromptTable.decode(bundle.read(PROMPTS), f"{bundle.location}: {PROMPTS}").known_kinds())
-
-
 def _words(known: frozenset[str], sample: Sample) -> str | None:
-    from adclick_edge.words.templates import kind_key
-
     return sample.kind if kind_key(sample.kind) in known else None
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 
-from adclick_edge.bundle import Bundle, read_bundle
-from adclick_edge.bundle.names import PROMPTS
+from adclick_edge.bundle import read_bundle
 from adclick_edge.console import progress_console
 from adclick_edge.data.clicks import Click
 from adclick_edge.data.dataset import Product, open_product
@@ -65,7 +64,8 @@ class LabelCall:
 def run(call: LabelCall) -> Labels:
     with read_bundle(call.bundle) as bundle:
         manifest = bundle.manifest
-        known = _known_kinds(bundle) if call.words else frozenset()
+        table = PromptTable.of_bundle(bundle) if call.words else None
+        known = frozenset(table.known_kinds() if table is not None else ())
     own = manifest.product
     product = open_product(call.data, call.product or (own if own and (call.data / own).is_dir() else None))
     settings = LabelSettings(
@@ -142,12 +142,6 @@ def _open_session(bundle: Path, threads: int | None) -> AbstractContextManager[L
     from adclick_edge.runtime.click_session import ClickSession
 
     return ClickSession.open(bundle, threads=threads)
-
-
-def _known_kinds(bundle: Bundle) -> frozenset[str]:
-    if PROMPTS not in bundle.manifest.files:
-        return frozenset()
-    return frozenset(PromptTable.decode(bundle.read(PROMPTS), f"{bundle.location}: {PROMPTS}").known_kinds())
 
 
 def _check_settings(folder: Path, found: LabelSettings, wanted: LabelSettings) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from adclick_edge.commands.torch_needed import needs_torch
 from adclick_edge.commands.train import backbone_weights
-from adclick_edge.data.dataset import list_products
+from adclick_edge.data.dataset import list_products, open_product
 from adclick_edge.errors import DataError, TrainingError, UsageError
 from adclick_edge.files import sha256_file
 from adclick_edge.models.presets import preset_named
@@ -61,7 +61,7 @@ def run_clicks(call: ClicksCall) -> None:
     config = ClickConfig(
         preset=preset,
         worlds=call.worlds,
-        products=tuple(_products(call.data, call.leave_out)),
+        products=tuple(_products(call.data, call.leave_out, call.skip_kinds)),
         skip_kinds=call.skip_kinds,
         start_from=None if call.start_from is None else str(call.start_from),
         start_sha256=start_sha256,
@@ -84,10 +84,15 @@ def run_clicks(call: ClicksCall) -> None:
     print(f"next: adclick export {call.out} --out BUNDLE")
 
 
-def _products(folders: Sequence[Path], leave_out: Sequence[str]) -> list[tuple[str, str]]:
+def _products(folders: Sequence[Path], leave_out: Sequence[str], skip_kinds: Sequence[str]) -> list[tuple[str, str]]:
     found = [(str(folder), name) for folder in folders for name in list_products(folder)]
     if folders and not found:
         raise DataError(f"{folders[0]}: holds no product in a known layout")
     if unknown := sorted(set(leave_out) - {name for _, name in found}):
         raise UsageError(f"no product {unknown[0]!r} to leave out; there are {', '.join(name for _, name in found)}")
+    kinds = {kind for folder, name in found for kind in open_product(Path(folder), name).kinds()}
+    if unknown := sorted(set(skip_kinds) - kinds):
+        raise UsageError(
+            f"no product has defects of the kind {unknown[0]!r} to skip; there are {', '.join(sorted(kinds))}"
+        )
     return [(folder, name) for folder, name in found if name not in leave_out]

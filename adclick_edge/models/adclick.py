@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adclick_edge.data.clicks import MAX_CLICKS
 from adclick_edge.models.adclick_seg import ConvNorm, ResidualBlock
 
 __all__ = ["PROMPT_DIMS", "EdgeClicks"]
@@ -149,6 +150,8 @@ class _Decoder(nn.Module):
         self.outline = nn.Sequential(ConvNorm(width, width // 2, 3), ConvNorm(width // 2, width // 2, 3))
         self.logit = nn.Conv2d(width // 2, 1, 1)
         nn.init.constant_(self.logit.bias, -2.0)  # type: ignore[arg-type]
+        # Added to the logits after so many clicks: see `adclick_edge.training.click_offsets`.
+        self.register_buffer("offsets", torch.zeros(MAX_CLICKS + 1))
 
     def ahead(self, mid: Tensor, fine: Tensor) -> dict[str, Tensor]:
         """What ``enter`` and the first convolution of ``outline`` make of the maps that no click changes."""
@@ -171,8 +174,10 @@ class _Decoder(nn.Module):
         y8 = self.up8(torch.cat([_double(x16), x8], dim=1))
         y4 = self.up4(torch.cat([_double(y8), x4], dim=1))
         outline = _joined(self.outline[0], embedding["fine"], _double(self.lower(y4)), slice(self.width // 2))
-        logits: Tensor = self.logit(self.outline[1](outline))
-        return logits.squeeze(1)
+        given_clicks = clicks[:, :, 2].abs().sum(dim=1).long()
+        offset = self.get_buffer("offsets")[given_clicks][:, None, None]
+        logits: Tensor = self.logit(self.outline[1](outline)).squeeze(1) + offset
+        return logits
 
     def _word_maps(self, words: Tensor, deep: Tensor) -> Tensor:
         """How much each cell's vector is like the sentence's, [N, WORD_MAPS, h, w]; zero without words."""

@@ -77,7 +77,8 @@ class PaperClicks(nn.Module):
         [N, level_dims[i], H / stride, W / stride].
 
         The backbone's maps are not needed: the image branch has its own transformer. Nor is the distance: it is the
-        residual summed over its channels (method 1.6). Raises UsageError for sides that are not multiples of 32, or a residual of other channels.
+        residual summed over its channels (method 1.6). Raises UsageError for sides that are not multiples of 32, or a
+        residual of other channels.
         """
         height, width = frames.shape[1:3]
         check_input_size(height, width)

@@ -58,7 +58,7 @@ class ClickSession:
         bundle: With the graphs of clicks; one of weights alone works without residuals. It is left open.
         engine: Loaded from ``bundle``.
         zoom: Look closer at a small region from click ``zoom_after`` + 1 on; the answer outside of the closer view
-            stays as it was.
+            stays as it was. For frames much larger than the network's view; up to 1000 x 1000 it did not pay (README).
         text_encoder: For free text as a prompt; known kinds need none.
         check_golden: Compare the golden click case of the bundle, where it has one.
 
@@ -72,7 +72,7 @@ class ClickSession:
         bundle: Bundle,
         engine: ClickEngine,
         *,
-        zoom: bool = True,
+        zoom: bool = False,
         zoom_after: int = 1,
         text_encoder: "TextEncoder | None" = None,
         check_golden: bool = True,
@@ -113,7 +113,7 @@ class ClickSession:
         path: Path | str,
         *,
         threads: int | None = None,
-        zoom: bool = True,
+        zoom: bool = False,
         zoom_after: int = 1,
         text_encoder: "TextEncoder | None" = None,
         check_golden: bool = True,
@@ -137,7 +137,7 @@ class ClickSession:
         return session
 
     @classmethod
-    def beside(cls, inspector: Inspector, *, zoom: bool = True, zoom_after: int = 1) -> Self:
+    def beside(cls, inspector: Inspector, *, zoom: bool = False, zoom_after: int = 1) -> Self:
         """A session on the bundle and the engine of an ``inspector``, which must stay open. One thread runs both.
 
         Raises EngineError for a back end that cannot run the graphs of clicks.
@@ -322,12 +322,12 @@ class ClickSession:
 
     def _prompts(self) -> "PromptTable":
         if self._table is None:
-            if PROMPTS not in self.bundle.manifest.files:
+            from adclick_edge.words import PromptTable
+
+            self._table = PromptTable.of_bundle(self.bundle)
+            if self._table is None:
                 raise UsageError(
                     f"{self.bundle.location}: has no {PROMPTS}, so words mean nothing to it; go on without words, or "
                     "export the bundle with prompts"
                 )
-            from adclick_edge.words import PromptTable
-
-            self._table = PromptTable.decode(self.bundle.read(PROMPTS), f"{self.bundle.location}: {PROMPTS}")
         return self._table

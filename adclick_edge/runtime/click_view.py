@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from adclick_edge.data.clicks import Click
 from adclick_edge.data.resize import fit
+from adclick_edge.features.view import crop_cells
 
 __all__ = [
     "View",
@@ -125,15 +126,12 @@ def next_view(box: View | None, frame_size: Size, current: View) -> View:
 
 
 def crop_grid(maps: F32, view: View, frame_size: Size, grid: Size) -> F32:
-    """What maps [C, h, w] over the whole frame say about ``view``: float32 [C, *grid], bilinear.
-
-    Cells beyond the centres of the outermost ones repeat those, as everywhere else in this package.
-    """
+    """What maps [C, h, w] over the whole frame say about ``view``, as in training: float32 [C, *grid], bilinear."""
     if view == whole_view(frame_size) and maps.shape[1:] == grid:
         return maps
-    down = _bilinear(maps.shape[1], grid[0], view.top / frame_size[0], view.height / frame_size[0])
-    across = _bilinear(maps.shape[2], grid[1], view.left / frame_size[1], view.width / frame_size[1])
-    return np.ascontiguousarray(down @ maps @ across.T, np.float32)
+    height, width = frame_size
+    bottom, right = view.top + view.height, view.left + view.width
+    return crop_cells(maps, (view.top / height, view.left / width, bottom / height, right / width), grid)
 
 
 def resize_map(values: F32, size: Size) -> F32:
@@ -189,15 +187,3 @@ def _well_inside(box: View, view: View, frame_size: Size) -> bool:
         if before < (margin if view_start > 0 else 0) or behind < (margin if view_start + view_length < side else 0):
             return False
     return True
-
-
-def _bilinear(cells: int, count: int, start: float, length: float) -> F32:
-    """Weights float32 [count, cells] of ``count`` evenly spaced places over a part of an axis of ``cells`` cells."""
-    places = np.clip((start + (np.arange(count) + 0.5) / count * length) * cells - 0.5, 0, cells - 1)
-    lower = np.minimum(places.astype(np.int64), max(0, cells - 2))
-    weights = np.zeros((count, cells), np.float32)
-    each = np.arange(count)
-    weights[each, lower] = 1 - (places - lower)
-    if cells > 1:
-        weights[each, lower + 1] = places - lower
-    return weights

@@ -1,11 +1,12 @@
 """Training ADClick: prepared views, a robot that clicks, and the network that answers (method section 2)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -13,7 +14,9 @@ from torch import Tensor, nn
 
 from adclick_edge.console import progress_console
 from adclick_edge.data.clicks import Click
+from adclick_edge.data.dataset import open_product
 from adclick_edge.errors import TrainingError
+from adclick_edge.evaluation.click_metrics import intersection_over_union
 from adclick_edge.evaluation.click_robot import next_click
 from adclick_edge.features.backbones.fold import fold_batch_norms_in_place
 from adclick_edge.features.extractor import build_extractor
@@ -22,6 +25,7 @@ from adclick_edge.files import write_bytes
 from adclick_edge.models.build import build_click_network
 from adclick_edge.training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from adclick_edge.training.click_episodes import ClickBatch, ClickEpisodes, view_inputs
+from adclick_edge.training.click_offsets import ClickedView, fit_offsets
 from adclick_edge.training.click_pictures import DiskPictures, WorldPictures
 from adclick_edge.training.click_run import ClickConfig, read_click_config, write_click_config
 from adclick_edge.training.click_sampling import CORRECTIVE_CLICKS, click_array, corrective_click
@@ -34,6 +38,8 @@ from adclick_edge.training.seg import choose_device
 from adclick_edge.words import shipped_prompts
 
 __all__ = ["train_clicks"]
+
+F32 = npt.NDArray[np.float32]
 
 FIRST_WORLD, FIRST_VALIDATION_WORLD = 10_000, 30_000
 VALIDATION_CLICKS = 5
@@ -63,13 +69,12 @@ def train_clicks(
     fold_batch_norms_in_place(extractor)
     if config.start_from is not None:
         load_model(Path(config.start_from) / "best.safetensors", network)
+        if isinstance(offsets := getattr(getattr(network, "decoder", None), "offsets", None), Tensor):
+            offsets.zero_()  # they are fitted to what this run will have learnt
     of_world = config.pictures_per_world
     worlds = [WorldPictures(FIRST_WORLD + i, of_world) for i in range(config.worlds)]
     held_out = [WorldPictures(FIRST_VALIDATION_WORLD + i, of_world) for i in range(config.validation_worlds)]
-    products = [
-        DiskPictures(Path(data), name, config.synthetic_per_product, config.skip_kinds, config.seed)
-        for data, name in config.products
-    ]
+    products = _products(config)
     prepared = list(
         prepare_all(
             [*worlds, *held_out, *products],
@@ -88,6 +93,20 @@ def train_clicks(
     )
     _Loop(run, config, network, stores, device).train(stop_after)
     return run
+
+
+def _products(config: ClickConfig) -> list[DiskPictures]:
+    kinds = {(data, name): open_product(Path(data), name).kinds() for data, name in config.products}
+    return [
+        DiskPictures(
+            Path(data),
+            name,
+            config.synthetic_per_product,
+            tuple(kind for kind in config.skip_kinds if kind in own),
+            config.seed,
+        )
+        for (data, name), own in kinds.items()
+    ]
 
 
 class _Loop:
@@ -146,6 +165,8 @@ class _Loop:
                 if done % config.checkpoint_every == 0 or done == end:
                     self._save("last.safetensors", done, best)
                 progress.update(task, advance=1, description=f"training  loss {loss:.3f}  best IoU {max(best, 0):.3f}")
+        if end == config.steps:
+            self.finish()
         plot_curves(
             read_log(self.run),
             self.run / "curves.png",
@@ -215,34 +236,16 @@ class _Loop:
     @torch.no_grad()
     def _validate(self, step: int, best: float) -> float:
         """Mean IoU on whole views of worlds never trained on, clicked by the evaluation robot, with no words."""
-        self.network.eval()
-        side = self.config.size[0]
-        places = [(store, v) for store in self.validation for v in range(0, len(store), 2)][:VALIDATION_VIEWS]
         ious: dict[int, list[float]] = {k: [] for k in range(1, VALIDATION_CLICKS + 1)}
-        for store, view in places:
-            whole = view_inputs(store, view, 0, 0, side)
-            inputs = {name: torch.from_numpy(np.array(value))[None] for name, value in whole.items()}
-            if "residual" in self.config.without:
-                inputs["relative"].zero_()
-                inputs["relative_distance"].zero_()
-            mask = np.asarray(store.arrays["masks"][view] > 0)
-            if not mask.any():
-                continue
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision):
-                embedding = self.network.encode(**{k: v.to(self.device) for k, v in inputs.items()})
-            previous = torch.zeros(1, 1, side // 4, side // 4, device=self.device)
-            prompt = torch.zeros(1, self.episodes.words.dims, device=self.device)
+        for view in self._views():
             clicks: list[Click] = []
-            found = np.zeros(mask.shape, np.float32)
+            found = np.zeros(view.mask.shape, np.float32)
             for count in ious:
-                click = next_click(found, mask, clicks)
+                click = next_click(found, view.mask, clicks)
                 if click is not None:
                     clicks.append(click)
-                    with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision):
-                        logits = self.network.decode(embedding, self._clicks([clicks]), previous, prompt).float()
-                    found, previous = _probability(logits, mask.shape)[0].cpu().numpy(), self._previous(logits)
-                answer = found > 0.49
-                ious[count].append(float((answer & mask).sum() / (answer | mask).sum()))
+                    found = view.answer(clicks)
+                ious[count].append(intersection_over_union(found, view.mask))
         scores = {f"iou_{k}": float(np.mean(v)) for k, v in ious.items()}
         append_log(self.run, {"step": step, **scores})
         last = scores[f"iou_{VALIDATION_CLICKS}"]
@@ -251,8 +254,54 @@ class _Loop:
             self._save("best.safetensors", step + 1, best)
         return best
 
+    def finish(self) -> None:
+        """Fit the offsets of the best network, once its training is over."""
+        state = load_model(self.run / "best.safetensors", self.network)
+        if isinstance(offsets := getattr(getattr(self.network, "decoder", None), "offsets", None), Tensor):
+            fitted = fit_offsets(offsets, list(self._views()))
+            append_log(self.run, {"step": self.config.steps, "offsets": fitted})
+            save_checkpoint(self.run / "best.safetensors", self.network, self.optimiser, state)
+
+    @torch.no_grad()
+    def _views(self) -> Iterator[ClickedView]:
+        """The validation views, embedded by the network as it is."""
+        self.network.eval()
+        side = self.config.size[0]
+        places = [(store, v) for store in self.validation for v in range(0, len(store), 2)][:VALIDATION_VIEWS]
+        for store, view in places:
+            mask = np.asarray(store.arrays["masks"][view] > 0)
+            if not mask.any():
+                continue
+            whole = view_inputs(store, view, 0, 0, side)
+            inputs = {name: torch.from_numpy(np.array(value))[None].to(self.device) for name, value in whole.items()}
+            if "residual" in self.config.without:
+                inputs["relative"].zero_()
+                inputs["relative_distance"].zero_()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.mixed_precision):
+                embedding = self.network.encode(**inputs)
+            yield ClickedView(mask, _Answers(self, embedding, mask.shape))
+
     def _save(self, name: str, step: int, best: float) -> None:
         save_checkpoint(self.run / name, self.network, self.optimiser, {"step": step, "best": best})
+
+
+class _Answers:
+    """The network's answers to clicks on one view, each from the one before."""
+
+    def __init__(self, loop: _Loop, embedding: dict[str, Tensor], size: tuple[int, ...]) -> None:
+        self.loop, self.embedding, self.size = loop, embedding, size
+        self.previous = [torch.zeros(1, 1, size[0] // 4, size[1] // 4, device=loop.device)]
+        self.prompt = torch.zeros(1, loop.episodes.words.dims, device=loop.device)
+
+    @torch.no_grad()
+    def __call__(self, clicks: Sequence[Click]) -> F32:
+        loop = self.loop
+        with torch.autocast(loop.device.type, torch.bfloat16, enabled=loop.config.mixed_precision):
+            before = self.previous[len(clicks) - 1]
+            logits = loop.network.decode(self.embedding, loop._clicks([clicks]), before, self.prompt).float()
+        self.previous[len(clicks) :] = [loop._previous(logits)]
+        found: F32 = _probability(logits, self.size)[0].cpu().numpy()
+        return found
 
 
 def _probability(logits: Tensor, size: tuple[int, ...]) -> Tensor:

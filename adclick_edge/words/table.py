@@ -7,16 +7,20 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 
+from adclick_edge.bundle.names import PROMPTS
 from adclick_edge.errors import BundleError, UsageError
 from adclick_edge.files import write_bytes
 from adclick_edge.words.encoder import F32, TextEncoder, normalised
 from adclick_edge.words.templates import kind_key, sentences
+
+if TYPE_CHECKING:
+    from adclick_edge.bundle import Bundle
 
 __all__ = ["MAX_TABLE_BYTES", "PROMPTS_SCHEMA", "PromptTable", "shipped_prompts"]
 
@@ -116,6 +120,13 @@ class PromptTable:
                 f"{path}: cannot be read: {error.strerror}; copy it again, or make it with 'adclick words vectors'"
             ) from error
         return cls.decode(data, str(path))
+
+    @classmethod
+    def of_bundle(cls, bundle: "Bundle") -> "PromptTable | None":
+        """The table that ``bundle`` carries; None where it has none. Raises BundleError as `decode` does."""
+        if PROMPTS not in bundle.manifest.files:
+            return None
+        return cls.decode(bundle.read(PROMPTS), f"{bundle.location}: {PROMPTS}")
 
     @classmethod
     def decode(cls, data: bytes, where: str = "prompts.json") -> "PromptTable":

@@ -53,7 +53,7 @@ class TransformersEncoder:
             self._config = msgspec.json.decode((folder / "config.json").read_bytes(), type=_Config)
             pooling = folder / "1_Pooling" / "config.json"
             chosen = msgspec.json.decode(pooling.read_bytes(), type=_Pooling) if pooling.is_file() else _Pooling()
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise WeightsError(f"{folder}: its configuration cannot be read: {error}; copy the model again") from error
         if chosen.pooling_mode_cls_token == chosen.pooling_mode_mean_tokens:
             raise WeightsError(f"{folder}: 1_Pooling asks for neither mean nor class token alone; use another model")

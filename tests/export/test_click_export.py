@@ -18,6 +18,7 @@ from adclick_edge.models.adclick import EdgeClicks
 from adclick_edge.runtime.click_session import ClickSession
 from adclick_edge.runtime.inspector import Inspector
 from adclick_edge.runtime.ort_cpu import OrtCpuEngine
+from adclick_edge.words import PromptTable
 
 RNG = np.random.default_rng(0)
 
@@ -139,6 +140,19 @@ def test_nothing_to_compare_is_no_parity(weights_bundle: Path) -> None:
 def test_prompts_are_checked_first(base: Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="prompts"):
         write_click_bundle(base, TinyClicks(), b"{}", tmp_path / "out", size=SIZE)
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_of_another_length_are_refused(base: Bundle, tmp_path: Path) -> None:
+    class Short:
+        name, sha256, dims = "short", "0" * 64, 16
+
+        def encode(self, sentences: list[str]) -> np.ndarray:
+            return np.full((len(sentences), 16), 0.25, np.float32)
+
+    prompts = PromptTable.build(Short(), ["scratch"]).encode()
+    with pytest.raises(ExportError, match="vectors of 16 numbers"):
+        write_click_bundle(base, TinyClicks(), prompts, tmp_path / "out", size=SIZE)
     assert not (tmp_path / "out").exists()
 
 

@@ -19,7 +19,7 @@ from adclick_edge.models.presets import PRESETS
 from adclick_edge.runtime.click_session import ClickSession
 from adclick_edge.training.checkpoint import save_checkpoint
 from adclick_edge.training.click_run import ClickConfig, write_click_config
-from adclick_edge.words import shipped_prompts
+from adclick_edge.words import PromptTable, shipped_prompts
 
 FRAME = np.random.default_rng(0).integers(0, 256, (80, 100, 3), np.uint8)
 
@@ -106,6 +106,33 @@ def test_pictures_that_are_gone_are_named(line: Path, backbone_file: Path, tmp_p
     run = make_run(tmp_path / "run", line, backbone_file, products=((str(tmp_path), "gone"),))
     with pytest.raises(ExportError, match="pictures that the run was trained on are gone"):
         export_click_run(run, tmp_path / "out", weights_license="none")
+
+
+def test_what_an_earlier_run_saw_counts_as_seen(line: Path, backbone_file: Path, tmp_path: Path) -> None:
+    first = make_run(tmp_path / "first", line, backbone_file, products=((str(line), "flange"),))
+    second = make_run(tmp_path / "second", line, backbone_file, products=(), start_from=str(first))
+    third = make_run(tmp_path / "third", line, backbone_file, start_from=str(second))
+    export_click_run(third, tmp_path / "out", weights_license="none")
+    with read_bundle(tmp_path / "out") as bundle:
+        assert bundle.manifest.training["click"]["products"] == ["fabric", "flange"]
+        seen = {sha256_file(s.path) for name in ("fabric", "flange") for s in open_product(line, name).samples}
+        assert bundle.manifest.clicks_trained_on == seen
+    shutil.rmtree(first)
+    with pytest.raises(ExportError, match="started from cannot be read"):
+        export_click_run(third, tmp_path / "again", weights_license="none")
+
+
+def test_prompts_of_another_text_encoder_are_refused(line: Path, backbone_file: Path, tmp_path: Path) -> None:
+    class Other:
+        name, sha256, dims = "other", "0" * 64, 384
+
+        def encode(self, sentences: list[str]) -> np.ndarray:
+            return np.full((len(sentences), 384), 384**-0.5, np.float32)
+
+    run = make_run(tmp_path / "run", line, backbone_file)
+    prompts = PromptTable.build(Other(), ["scratch"]).encode()
+    with pytest.raises(ExportError, match="made with the text encoder other"):
+        export_click_run(run, tmp_path / "out", prompts_json=prompts, weights_license="none")
 
 
 def test_options_that_do_not_fit_the_run(

@@ -27,7 +27,7 @@ CLICKS = [(150.0, 200.0, True), (152.0, 205.0, True), (149.0, 190.0, False), (20
 
 @pytest.fixture(scope="module")
 def opened(click_bundle: Path) -> Iterator[ClickSession]:
-    with ClickSession.open(click_bundle, threads=1) as session:
+    with ClickSession.open(click_bundle, threads=1, zoom=True) as session:
         yield session
 
 
@@ -122,7 +122,7 @@ def test_small_regions_are_looked_at_closely(session: ClickSession, click_bundle
 
 
 def test_zoom_waits(click_bundle: Path) -> None:
-    with ClickSession.open(click_bundle, threads=1, zoom_after=3, check_golden=False) as session:
+    with ClickSession.open(click_bundle, threads=1, zoom=True, zoom_after=3, check_golden=False) as session:
         session.set_image(FRAME)
         views = []
         for y in range(150, 155):

@@ -97,6 +97,9 @@ def test_a_stopped_run_goes_on_as_if_it_never_stopped(tmp_path: Path) -> None:
     )
     assert first == second
     assert [entry["step"] for entry in first if "iou_5" in entry] == [1, 3]
+    assert list(first[-1]["offsets"]) == ["1", "2", "3", "4", "5"]  # type: ignore[call-overload]
+    best = safetensors.numpy.load_file(whole / "best.safetensors")["model.decoder.offsets"]
+    np.testing.assert_allclose(best[1:6], list(first[-1]["offsets"].values()), atol=1e-4)  # type: ignore[attr-defined]
     one, other = (safetensors.numpy.load_file(run / "last.safetensors") for run in (whole, parts))
     assert all(np.array_equal(one[name], other[name]) for name in one)
     assert (whole / "best.safetensors").is_file()

@@ -175,9 +175,10 @@ def test_folders_that_hold_no_encoder(tmp_path: Path) -> None:
     (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_mean_tokens": false}')
     with pytest.raises(WeightsError, match="1_Pooling"):
         open_encoder(tmp_path)
-    (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(WeightsError, match="configuration"):
-        open_encoder(tmp_path)
+    for data in (b"{}", b'{"model_type": "\xff"}'):
+        (tmp_path / "config.json").write_bytes(data)
+        with pytest.raises(WeightsError, match="configuration"):
+            open_encoder(tmp_path)
 
 
 @needs_minilm

@@ -30,6 +30,7 @@ _GRID: Final = WORKING_SIDE_PX // _STRIDE
 _CLICK_WEIGHT: Final = 100.0
 """Weight of all pixels of one label together, however many there are."""
 _SQUARE: Final = (WORKING_SIDE_PX, WORKING_SIDE_PX)
+_BLURS_PX: Final = (2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,12 @@ class FeatureClicksSettings:
 
     disc_px: float = 4.0
     """Radius around a click whose pixels are taken to have its label."""
-    ridge: float = 1.0
-    far_px: float = 60.0
+    ridge: float = 2.0
+    deep_scale: float = 0.3
+    """Scale of the backbone's features beside those of colour and position: they are many and the clicks few."""
+    far_px: float = 100.0
     """Pixels farther than this from every positive click are taken as weak negatives: most of a frame is normal."""
-    far_px_later: float = 120.0
+    far_px_later: float = 200.0
     """The same once there is a negative click: then large defects need not be cut short."""
     weak_negatives: int = 1000
     """How many of them, at random."""
@@ -72,11 +75,10 @@ class FeatureClicks:
         square = fit(frame, _SQUARE)
         maps = self._features(square[None])
         self._shape = (frame.shape[0], frame.shape[1])
-        self._deep = _standardised(np.concatenate([_on_grid(maps[name][0]) for name in _MAPS], axis=2))
-        colour = cv2.cvtColor(square, cv2.COLOR_RGB2LAB).astype(np.float32)
+        deep = _standardised(np.concatenate([_on_grid(maps[name][0]) for name in _MAPS], axis=2))
+        self._deep = np.float32(self._settings.deep_scale) * deep
         place = np.indices(_SQUARE, dtype=np.float32).transpose(1, 2, 0)
-        smooth = cv2.GaussianBlur(colour, (0, 0), 3)
-        self._fine = _standardised(np.concatenate([colour, smooth, place], axis=2).astype(np.float32))
+        self._fine = _standardised(np.concatenate([_colour(square), place], axis=2).astype(np.float32))
         self._clicks = []
 
     def click(self, y: float, x: float, positive: bool) -> F32:
@@ -128,9 +130,9 @@ class RefinedSettings:
 
     likely: float = 0.5
     """Probability from which GrabCut starts with a pixel as defective."""
-    normal_below: float = 0.2
+    normal_below: float = 0.05
     """Probability below which a pixel stays background whatever its colour."""
-    defect_above: float = 0.9
+    defect_above: float = 0.98
     """Probability above which a pixel stays defective whatever its colour."""
     sure_px: float = 3.0
     iterations: int = 1
@@ -180,6 +182,21 @@ class RefinedFeatureClicks:
 def _on_grid(plane: F32) -> F32:
     """``[C, h, w]`` -> float32 ``[128, 128, C]``, bilinear."""
     return enlarged(np.ascontiguousarray(plane.transpose(1, 2, 0)), (_GRID, _GRID))
+
+
+def _colour(square: U8) -> F32:
+    """Lightness of each pixel, then bands of Lab colour from fine to coarse: float32 ``[512, 512, 19]``.
+
+    A pixel's contrast to its surroundings tells a crack from ground of the same shade elsewhere.
+    """
+    finer = cv2.cvtColor(square, cv2.COLOR_RGB2LAB).astype(np.float32)
+    planes = [finer[:, :, :1]]
+    finer = cv2.GaussianBlur(finer, (0, 0), 1).astype(np.float32)
+    for sigma_px in _BLURS_PX:
+        coarser = cv2.GaussianBlur(finer, (0, 0), sigma_px).astype(np.float32)
+        planes.append(finer - coarser)
+        finer = coarser
+    return np.concatenate([*planes, finer], axis=2)
 
 
 def _standardised(planes: F32) -> F32:
