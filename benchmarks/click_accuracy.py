@@ -44,6 +44,7 @@ def main() -> None:
         "machine": describe_machine(),
         "bank_size_px": options.size,
         "words": options.words,
+        "mirrored": options.mirrored,
         "products": results,
         "mean": _mean(list(results.values())),
     }
@@ -70,6 +71,7 @@ def _jobs(fold: str, options: argparse.Namespace) -> list[dict[str, Any]]:
             "banks": options.banks,
             "size": options.size,
             "words": options.words,
+            "mirrored": options.mirrored,
             "noc": options.noc,
             "trained_on": seen,
             "one_shot": name in options.one_shot,
@@ -97,6 +99,7 @@ def _score(job: dict[str, Any]) -> tuple[str, dict[str, Any]]:
                     clicks=5,
                     skip_kinds=job["skip"],
                     words=job["words"],
+                    mirrored=job["mirrored"],
                     limit=None,
                     one_shot_per_defect=job["one_shot"],
                     noc=job["noc"],
@@ -189,6 +192,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=512, help="input size of bank and residuals")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--words", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--mirrored", action="store_true", help="answer from each frame and its mirrorings")
     parser.add_argument("--noc", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--baselines", action=argparse.BooleanOptionalAction, default=True)
     return parser.parse_args()

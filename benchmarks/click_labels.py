@@ -122,6 +122,7 @@ def _labels(options: argparse.Namespace, product: Product, folder: Path) -> Labe
                 per_kind=options.per_kind,
                 skip_kinds=tuple(options.skip_kind),
                 words=not options.no_words,
+                mirrored=True,
                 threads=options.threads,
             )
         )

@@ -47,8 +47,12 @@ WITH_TORCH = (
 )
 WITHOUT_IN_SPITE = {
     "adclick_edge.models.presets",
+    "adclick_edge.training.click_pictures",
+    "adclick_edge.training.click_run",
+    "adclick_edge.training.click_sampling",
     "adclick_edge.training.curves",
     "adclick_edge.training.episodes",
+    "adclick_edge.training.labels",
     "adclick_edge.training.run_folder",
     "adclick_edge.training.schedule",
 }

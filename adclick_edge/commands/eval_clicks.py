@@ -48,6 +48,7 @@ class EvalClicksCall:
     clicks: int
     skip_kinds: tuple[str, ...]
     words: bool
+    mirrored: bool
     limit: int | None
     one_shot_per_defect: bool
     noc: bool
@@ -60,7 +61,7 @@ class EvalClicksCall:
 def run(call: EvalClicksCall) -> None:
     began = time.monotonic()
     sheet = ClickSheet()
-    with ClickSession.open(call.bundle, threads=call.threads) as session:
+    with ClickSession.open(call.bundle, threads=call.threads, mirrored=call.mirrored) as session:
         manifest = session.bundle.manifest
         own = manifest.product
         product = open_product(call.data, call.product or (own if own and (call.data / own).is_dir() else None))
@@ -86,6 +87,7 @@ def run(call: EvalClicksCall) -> None:
         "version": manifest.version,
         "words": sorted({s.kind for s in samples if _words(known, s)}),
         **left_out,
+        "mirrored": call.mirrored,
         "largest_side_px": MAX_SIDE_PX,
         "seconds": round(time.monotonic() - began, 3),
     }

@@ -58,6 +58,7 @@ class LabelCall:
     per_kind: int
     skip_kinds: tuple[str, ...]
     words: bool
+    mirrored: bool
     threads: int | None
 
 
@@ -74,9 +75,10 @@ def run(call: LabelCall) -> Labels:
         per_kind=call.per_kind,
         skip_kinds=tuple(sorted(set(call.skip_kinds))),
         words=call.words,
+        mirrored=call.mirrored,
         threshold=THRESHOLD,
     )
-    with _open_session(call.bundle, call.threads) as model:
+    with _open_session(call.bundle, call.threads, call.mirrored) as model:
         labels = label_product(
             model,
             product,
@@ -138,10 +140,10 @@ def label_product(
     return labels
 
 
-def _open_session(bundle: Path, threads: int | None) -> AbstractContextManager[LabelModel]:
+def _open_session(bundle: Path, threads: int | None, mirrored: bool) -> AbstractContextManager[LabelModel]:
     from adclick_edge.runtime.click_session import ClickSession
 
-    return ClickSession.open(bundle, threads=threads)
+    return ClickSession.open(bundle, threads=threads, mirrored=mirrored)
 
 
 def _check_settings(folder: Path, found: LabelSettings, wanted: LabelSettings) -> None:

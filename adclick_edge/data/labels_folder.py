@@ -86,6 +86,7 @@ class LabelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     per_kind: Positive
     skip_kinds: tuple[str, ...] = ()
     words: bool
+    mirrored: bool = False
     threshold: Annotated[float, Meta(gt=0, lt=1)]
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections import OrderedDict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,29 +13,46 @@ from adclick_edge.runtime.click_view import View, crop_grid, whole_view
 from adclick_edge.runtime.engine import BankHandle, ClickEngine, Features
 from adclick_edge.runtime.tiles import cut_tile, plan_tiles
 
-__all__ = ["ViewEncoder"]
+__all__ = ["MIRRORS", "Mirror", "ViewEncoder", "mirrored"]
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
+
+Mirror = tuple[bool, bool]
+"""Whether a view is seen upside down, and left side right."""
+MIRRORS: tuple[Mirror, ...] = ((False, False), (False, True), (True, False), (True, True))
 
 CELL = 8
 KEPT_VIEWS = 3
 """Embeddings kept: of the whole frame, of the view in use and of the one before it, which undo returns to."""
 
 
+def mirrored(maps: F32, mirror: Mirror) -> F32:
+    """float32 [..., h, w] turned over; twice gives back what it was."""
+    upside_down, left_right = mirror
+    return np.ascontiguousarray(maps[..., :: -1 if upside_down else 1, :: -1 if left_right else 1])
+
+
 class ViewEncoder:
-    """Embeds views of one frame, each once. Residuals are taken of the whole frame, at the size its bank was made for:
-    a cell of an enlarged part has no counterpart there.
+    """Embeds views of one frame, each once for each of ``mirrors``. Residuals are taken of the whole frame as it is, at the
+    size its bank was made for: neither an enlarged part nor a mirrored one has its counterpart there.
     """
 
-    def __init__(self, manifest: Manifest, engine: ClickEngine, bank: BankHandle | None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        engine: ClickEngine,
+        bank: BankHandle | None,
+        mirrors: tuple[Mirror, ...] = MIRRORS[:1],
+    ) -> None:
         assert manifest.click is not None
         self.size = manifest.click.size
         self._manifest = manifest
         self._engine = engine
         self._bank = bank
+        self.mirrors = mirrors
         self._frame: U8 = np.zeros((0, 0, 3), np.uint8)
-        self._kept: OrderedDict[View, Features] = OrderedDict()
+        self._kept: OrderedDict[View, list[Features]] = OrderedDict()
         self._relative: F32 = np.zeros((manifest.embedding_dims, 1, 1), np.float32)
         self._distance: F32 = np.zeros((1, 1, 1), np.float32)
 
@@ -48,42 +66,44 @@ class ViewEncoder:
         _, stage_ms = self._embed(whole_view((frame.shape[0], frame.shape[1])), features)
         return {"residual": residual_ms, **stage_ms}
 
-    def embed(self, view: View) -> tuple[Features, dict[str, float]]:
-        """The embedding of ``view`` and the milliseconds by stage; none where it was kept."""
+    def embed(self, view: View) -> tuple[list[Features], dict[str, float]]:
+        """The embeddings of ``view``, one for each mirror, and the milliseconds by stage; none where they were kept."""
         if view in self._kept:
             self._kept.move_to_end(view)
             return self._kept[view], {}
         return self._embed(view, None)
 
-    def _embed(self, view: View, features: Features | None) -> tuple[Features, dict[str, float]]:
-        """``features`` of the view, where they are known already."""
+    def _embed(self, view: View, features: Features | None) -> tuple[list[Features], dict[str, float]]:
+        """``features`` of the view, not mirrored, where they are known already."""
         began = time.perf_counter()
         part = self._frame[view.top : view.top + view.height, view.left : view.left + view.width]
-        shown = fit(np.ascontiguousarray(part), self.size)[None]
-        resized = time.perf_counter()
-        if features is None:
-            features = self._engine.features(shown)
-        with_features = time.perf_counter()
+        shown = fit(np.ascontiguousarray(part), self.size)
         frame_size = (self._frame.shape[0], self._frame.shape[1])
         grid = (self.size[0] // CELL, self.size[1] // CELL)
-        embedding = self._engine.click_encode(
-            {
+        relative = crop_grid(self._relative, view, frame_size, grid)
+        distance = crop_grid(self._distance, view, frame_size, grid)
+        spent = {"resize": time.perf_counter() - began, "features": 0.0, "click_encode": 0.0}
+        embeddings = []
+        for upside_down, left_right in self.mirrors:
+            began = time.perf_counter()
+            seen = np.ascontiguousarray(shown[:: -1 if upside_down else 1, :: -1 if left_right else 1])[None]
+            if features is None or upside_down or left_right:
+                features = self._engine.features(seen)
+            with_features = time.perf_counter()
+            feed: dict[str, npt.NDArray[Any]] = {
                 **features,
-                "frames": shown,
-                "relative": crop_grid(self._relative, view, frame_size, grid)[None],
-                "relative_distance": crop_grid(self._distance, view, frame_size, grid)[None],
+                "frames": seen,
+                "relative": mirrored(relative, (upside_down, left_right))[None],
+                "relative_distance": mirrored(distance, (upside_down, left_right))[None],
             }
-        )
-        done = time.perf_counter()
-        self._keep(view, embedding)
-        return embedding, {
-            "resize": 1e3 * (resized - began),
-            "features": 1e3 * (with_features - resized),
-            "click_encode": 1e3 * (done - with_features),
-        }
+            embeddings.append(self._engine.click_encode(feed))
+            spent["features"] += with_features - began
+            spent["click_encode"] += time.perf_counter() - with_features
+        self._keep(view, embeddings)
+        return embeddings, {stage: 1e3 * seconds for stage, seconds in spent.items()}
 
-    def _keep(self, view: View, embedding: Features) -> None:
-        self._kept[view] = embedding
+    def _keep(self, view: View, embeddings: list[Features]) -> None:
+        self._kept[view] = embeddings
         whole = whole_view((self._frame.shape[0], self._frame.shape[1]))
         while len(self._kept) > KEPT_VIEWS:
             del self._kept[next(kept for kept in self._kept if kept != whole)]

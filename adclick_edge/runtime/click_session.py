@@ -18,7 +18,8 @@ from adclick_edge.bundle.names import BANK, CALIBRATION, PROMPTS
 from adclick_edge.data.clicks import Click
 from adclick_edge.errors import BundleError, EngineError, UsageError
 from adclick_edge.features.bank import Bank
-from adclick_edge.runtime.click_encoder import ViewEncoder
+from adclick_edge.runtime.click_encoder import MIRRORS, Mirror, ViewEncoder
+from adclick_edge.runtime.click_encoder import mirrored as mirrored_maps
 from adclick_edge.runtime.click_golden import check_click_golden
 from adclick_edge.runtime.click_view import (
     View,
@@ -59,6 +60,8 @@ class ClickSession:
         engine: Loaded from ``bundle``.
         zoom: Look closer at a small region from click ``zoom_after`` + 1 on; the answer outside of the closer view
             stays as it was. For frames much larger than the network's view; up to 1000 x 1000 it did not pay (README).
+        mirrored: Answer from the frame and its three mirrorings, the mean of their logits: better masks for four times
+            the work. For labels, where nobody waits.
         text_encoder: For free text as a prompt; known kinds need none.
         check_golden: Compare the golden click case of the bundle, where it has one.
 
@@ -74,6 +77,7 @@ class ClickSession:
         *,
         zoom: bool = False,
         zoom_after: int = 1,
+        mirrored: bool = False,
         text_encoder: "TextEncoder | None" = None,
         check_golden: bool = True,
     ) -> None:
@@ -97,7 +101,7 @@ class ClickSession:
         bank = None
         if BANK in bundle.manifest.files:
             bank = engine.load_bank(Bank.from_bytes(bundle.read(BANK), name=f"{bundle.location}: {BANK}"))
-        self._encoder = ViewEncoder(bundle.manifest, engine, bank)
+        self._encoder = ViewEncoder(bundle.manifest, engine, bank, MIRRORS if mirrored else MIRRORS[:1])
         self._frame_size: tuple[int, int] | None = None
         self._clicks: list[Click] = []
         self._answers: list[_Answer] = []
@@ -115,6 +119,7 @@ class ClickSession:
         threads: int | None = None,
         zoom: bool = False,
         zoom_after: int = 1,
+        mirrored: bool = False,
         text_encoder: "TextEncoder | None" = None,
         check_golden: bool = True,
     ) -> Self:
@@ -127,6 +132,7 @@ class ClickSession:
                 engine,
                 zoom=zoom,
                 zoom_after=zoom_after,
+                mirrored=mirrored,
                 text_encoder=text_encoder,
                 check_golden=check_golden,
             )
@@ -254,7 +260,7 @@ class ClickSession:
         view = whole_view(frame_size)
         if self._zoom and len(clicks) > self._zoom_after:
             view = next_view(marked_box(probability, clicks), frame_size, view if last is None else last.view)
-        embedding, spent = self._encoder.embed(view)
+        embeddings, spent = self._encoder.embed(view)
         quarter = (size[0] // 4, size[1] // 4)
         if last is not None and last.view == view:
             previous = resize_map(
@@ -264,20 +270,21 @@ class ClickSession:
             part = probability[view.top : view.top + view.height, view.left : view.left + view.width]
             previous = resize_map(np.ascontiguousarray(part), quarter)
         began = time.perf_counter()
-        logits = self._engine.click_decode(
-            {
+        rows = click_rows(clicks, view, size, len(clicks) if self._free_rows else self._spec.max_clicks)
+        answers = []
+        for mirror, embedding in zip(self._encoder.mirrors, embeddings, strict=True):
+            feed = {
                 **embedding,
-                "clicks": click_rows(clicks, view, size, len(clicks) if self._free_rows else self._spec.max_clicks)[
-                    None
-                ],
-                "previous": previous[None, None],
+                "clicks": _mirrored_rows(rows, mirror, size)[None],
+                "previous": mirrored_maps(previous, mirror)[None, None],
                 "prompt": self._prompt[None],
             }
-        )
+            answers.append(mirrored_maps(self._engine.click_decode(feed)[0], mirror))
+        logits: F32 = answers[0] if len(answers) == 1 else np.stack(answers).mean(axis=0)
         spent = {**spent, "click_decode": 1e3 * (time.perf_counter() - began)}
         for stage, spent_ms in spent.items():
             self.stage_ms[stage] = self.stage_ms.get(stage, 0.0) + spent_ms
-        return _Answer(view, logits[0])
+        return _Answer(view, logits)
 
     def _extended(self, probability: F32, answer: _Answer) -> F32:
         # Logits are enlarged rather than probabilities, as in training.
@@ -331,3 +338,12 @@ class ClickSession:
                     "export the bundle with prompts"
                 )
         return self._table
+
+
+def _mirrored_rows(rows: F32, mirror: Mirror, size: tuple[int, int]) -> F32:
+    """Clicks [K, 3] on a view of ``size`` as they lie on its mirror image; a pixel's centre is an integer."""
+    out = rows.copy()
+    for axis, turned in enumerate(mirror):
+        if turned:
+            out[:, axis] = size[axis] - 1 - out[:, axis]
+    return out

@@ -37,7 +37,7 @@ def model() -> DiskModel:
 def measure(patch, model: DiskModel, line: Path, backbone_file: Path, tmp_path_factory) -> Callable[..., Path]:
     """``measure(*more)``: run the script on the line's flange, always with the same runs; gives its result file."""
     folder = tmp_path_factory.mktemp("click_labels")
-    patch.setattr(label_module, "_open_session", lambda bundle, threads: model)
+    patch.setattr(label_module, "_open_session", lambda bundle, threads, mirrored: model)
 
     def run(*more: object) -> Path:
         import click_labels

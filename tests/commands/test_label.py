@@ -33,7 +33,7 @@ def product(line: Path, tmp_path: Path) -> Product:
 def disks(monkeypatch: pytest.MonkeyPatch) -> DiskModel:
     """What the verb opens in place of a bundle's click graphs."""
     model = DiskModel()
-    monkeypatch.setattr(label_module, "_open_session", lambda bundle, threads: model)
+    monkeypatch.setattr(label_module, "_open_session", lambda bundle, threads, mirrored: model)
     return model
 
 

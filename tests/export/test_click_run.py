@@ -11,6 +11,7 @@ from command_line import Adclick
 from adclick_edge.bundle import read_bundle
 from adclick_edge.data.dataset import open_product
 from adclick_edge.errors import ExportError
+from adclick_edge.export import click_run
 from adclick_edge.export.click_run import export_click_run
 from adclick_edge.features.extractor import build_extractor
 from adclick_edge.files import sha256_file
@@ -108,18 +109,21 @@ def test_pictures_that_are_gone_are_named(line: Path, backbone_file: Path, tmp_p
         export_click_run(run, tmp_path / "out", weights_license="none")
 
 
-def test_what_an_earlier_run_saw_counts_as_seen(line: Path, backbone_file: Path, tmp_path: Path) -> None:
+def test_what_an_earlier_run_saw_counts_as_seen(
+    line: Path, backbone_file: Path, weights_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stated: list[dict[str, Any]] = []
+    monkeypatch.setattr(click_run, "write_click_bundle", lambda *_, training, **__: stated.append(training))
     first = make_run(tmp_path / "first", line, backbone_file, products=((str(line), "flange"),))
     second = make_run(tmp_path / "second", line, backbone_file, products=(), start_from=str(first))
     third = make_run(tmp_path / "third", line, backbone_file, start_from=str(second))
-    export_click_run(third, tmp_path / "out", weights_license="none")
-    with read_bundle(tmp_path / "out") as bundle:
-        assert bundle.manifest.training["click"]["products"] == ["fabric", "flange"]
-        seen = {sha256_file(s.path) for name in ("fabric", "flange") for s in open_product(line, name).samples}
-        assert bundle.manifest.clicks_trained_on == seen
+    export_click_run(third, tmp_path / "out", base=weights_bundle, weights_license="none")
+    assert stated[0]["products"] == ["fabric", "flange"]
+    seen = {sha256_file(s.path) for name in ("fabric", "flange") for s in open_product(line, name).samples}
+    assert stated[0]["image_hashes"] == sorted(seen)
     shutil.rmtree(first)
     with pytest.raises(ExportError, match="started from cannot be read"):
-        export_click_run(third, tmp_path / "again", weights_license="none")
+        export_click_run(third, tmp_path / "out", base=weights_bundle, weights_license="none")
 
 
 def test_prompts_of_another_text_encoder_are_refused(line: Path, backbone_file: Path, tmp_path: Path) -> None:

@@ -348,3 +348,21 @@ def test_settings_that_cannot_be_read_do_not_matter(
     (tmp_path / "copy" / "calibration.json").write_text("{")
     with ClickSession.open(tmp_path / "copy", threads=1, check_golden=False) as session:
         session.set_image(FRAME)
+
+
+def test_mirrored_answers_turn_with_the_frame(click_bundle: Path) -> None:
+    """The mean over all mirrorings does not know which of them it was shown."""
+    height, width = FRAME.shape[:2]
+    with ClickSession.open(click_bundle, threads=1, mirrored=True, check_golden=False) as session:
+        session.set_image(FRAME)
+        straight = give(session, CLICKS[:3])[-1]
+        session.set_image(np.ascontiguousarray(FRAME[::-1, ::-1]))
+        turned = give(session, [(height - 1 - y, width - 1 - x, positive) for y, x, positive in CLICKS[:3]])[-1]
+        np.testing.assert_allclose(turned[::-1, ::-1], straight, atol=1e-4)
+        session.undo()
+        session.undo()
+        again = session.click(height - 1 - CLICKS[1][0], width - 1 - CLICKS[1][1], CLICKS[1][2])
+        assert again.shape == straight.shape
+    with ClickSession.open(click_bundle, threads=1, check_golden=False) as plain:
+        plain.set_image(FRAME)
+        assert not np.array_equal(give(plain, CLICKS[:3])[-1], straight)
