@@ -11,6 +11,7 @@ from adclick_edge.errors import TrainingError
 from adclick_edge.training.click_sampling import first_clicks
 from adclick_edge.training.click_store import ClickStore
 from adclick_edge.words import PromptTable
+from adclick_edge.words.templates import kind_key
 
 __all__ = ["ClickBatch", "ClickEpisodes", "view_inputs"]
 
@@ -20,7 +21,8 @@ Bool = npt.NDArray[np.bool_]
 
 WINDOWS_PX = {256: 0.25, 320: 0.45, 384: 0.2, 512: 0.1}
 SINGLE_CLICK_SHARE = 0.6
-"""Share of the pictures that begin with one click, as an operator does; the others begin with a handful."""
+"""Share of the pictures that begin with one click on the defect, as an operator does, half of them with one beside it; the
+others begin with a handful."""
 MOST_FIRST_CLICKS = 20
 
 
@@ -95,7 +97,7 @@ class ClickEpisodes:
         kinds = store.kinds[view]
         one = int(rng.integers(len(kinds)))
         nothing = np.zeros(self.words.dims, np.float32)
-        if rng.random() < self.words_share and kinds[one] in self._known:
+        if rng.random() < self.words_share and kind_key(kinds[one]) in self._known:
             examples = self.words.examples(store.name.rsplit("-", 1)[0], kinds[one])
             return 1 << one, examples[int(rng.integers(len(examples)))]
         return (0xFF if rng.random() < 0.5 else 1 << one), nothing

@@ -16,8 +16,10 @@ from adclick_edge.data.procedural.defects import DEFECTS, spoil
 from adclick_edge.data.procedural.scenes import World
 from adclick_edge.data.same_defect import same_defect_groups
 from adclick_edge.data.sample_line import PRODUCTS
+from adclick_edge.data.sample_line.marker import MARKER
 from adclick_edge.data.sample_line.overlap import OVERLAPS, render_overlap
 from adclick_edge.data.synthetic import add_defect
+from adclick_edge.files import sha256_file
 
 __all__ = ["ClickPictures", "DefectPicture", "DiskPictures", "WorldPictures"]
 
@@ -121,8 +123,11 @@ class DiskPictures:
         return self.product
 
     def identity(self) -> str:
-        files = sorted(f"{s.path.name}:{s.path.stat().st_size}" for s in self._product().samples)
-        return f"{self.product} {files} {self.synthetic} {self.skip_kinds} {self.seed}"
+        """By content: corrected labels are other labels."""
+        samples = self._product().samples
+        files = sorted({path for s in samples for path in (s.path, s.mask_path) if path is not None})
+        content = [f"{path.relative_to(self.data)} {sha256_file(path)}" for path in files]
+        return f"{self.product} {content} {self.synthetic} {self.skip_kinds} {self.seed}"
 
     def _product(self) -> Product:
         return open_product(self.data, self.product)
@@ -146,10 +151,11 @@ class DiskPictures:
                 frame, mask = cut_and_paste(normals[image], donor.frame, donor_mask, rng)
             if mask.any():
                 yield DefectPicture(frame, ((kind, mask),), image)
-        if self.product in PRODUCTS:
+        if self.product in PRODUCTS and (self.data / MARKER).is_file():
             side = normals[0].shape[0]
-            for place in range(self.synthetic):
-                kinds = OVERLAPS[self.product][place % len(OVERLAPS[self.product])]
+            pairs = [pair for pair in OVERLAPS[self.product] if not set(pair) & set(self.skip_kinds)]
+            for place in range(self.synthetic if pairs else 0):
+                kinds = pairs[place % len(pairs)]
                 frame, masks = render_overlap(self.product, kinds, seed=self.seed + 1000, index=place, size=side)
                 yield DefectPicture(frame, tuple(masks.items()), -1)
 

@@ -208,7 +208,7 @@ class _Loop:
     def _answer(self, embedding: dict[str, Tensor], batch: ClickBatch, prompts: Tensor, *, rounds: int) -> Tensor:
         """Let the robot correct the network's answers so often; the last answer, [N, 1, H/4, W/4].
 
-        The clicks are added to ``batch.clicks``. The network answers as it will on the line, in evaluation mode.
+        The clicks are added to ``batch.clicks``. The decoder answers as it will on the line, in evaluation mode.
         """
         self.network.eval()
         count, size = len(batch.masks), batch.masks.shape[1:]
@@ -246,6 +246,8 @@ class _Loop:
                     clicks.append(click)
                     found = view.answer(clicks)
                 ious[count].append(intersection_over_union(found, view.mask))
+        if not ious[1]:
+            raise TrainingError("no validation view shows a defect; take more validation worlds")
         scores = {f"iou_{k}": float(np.mean(v)) for k, v in ious.items()}
         append_log(self.run, {"step": step, **scores})
         last = scores[f"iou_{VALIDATION_CLICKS}"]

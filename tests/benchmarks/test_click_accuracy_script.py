@@ -22,7 +22,7 @@ IOUS = {"iou_1", "iou_2", "iou_3", "iou_5", "ap_5"}
 def call(fold: str, folder: Path, *more: object) -> subprocess.CompletedProcess[str]:
     words = ["--fold", fold, "--banks", folder / "banks", "--out", folder / "result.json", "--size", 128, "--jobs", 1]
     return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, (*words, "--no-noc", "--no-baselines", *more))],
+        [sys.executable, str(SCRIPT), *map(str, (*words, "--no-noc", "--no-baselines", "--no-words", *more))],
         capture_output=True,
         text=True,
         timeout=600,
@@ -66,7 +66,7 @@ def test_finished_scores_are_taken_but_not_those_of_other_options(
     before = json.loads(result.read_text())["products"]
     assert call(f"{click_bundle}={line}:fabric", folder).returncode == 0
     assert json.loads(result.read_text())["products"] == before  # seconds included: nothing was scored again
-    other = call(f"{click_bundle}={line}:fabric", folder, "--no-words")
+    other = call(f"{click_bundle}={line}:fabric", folder, "--words")
     assert other.returncode != 0
     assert "scored with other options" in other.stderr
 

@@ -1,8 +1,10 @@
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import msgspec
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from adclick_edge.features.weights import load_weights, shipped_weights
 from adclick_edge.files import sha256_file
 from adclick_edge.models.presets import preset_named
 from adclick_edge.training import click_store, clicks
-from adclick_edge.training.click_pictures import DefectPicture, WorldPictures
+from adclick_edge.training.click_pictures import DefectPicture, DiskPictures, WorldPictures
 from adclick_edge.training.click_run import ClickConfig, read_click_config
 from adclick_edge.training.click_store import prepare_product
 from adclick_edge.training.clicks import train_clicks
@@ -193,3 +195,27 @@ def test_worlds_give_masks_as_people_draw_them() -> None:
             assert kind == same
             assert mask.any()
             np.testing.assert_array_equal(mask, copy)
+
+
+def test_products_on_disk_give_labels_pasted_copies_and_overlaps(line: Path) -> None:
+    pictures = DiskPictures(line, "flange", synthetic=4, skip_kinds=("dent",))
+    normals = pictures.normals()
+    made = list(pictures.defects(normals))
+    kinds = {kind for picture in made for kind, _ in picture.masks}
+    assert "dent" not in kinds
+    assert {"anomaly", "scratch"} <= kinds
+    assert sum(len(picture.masks) == 2 for picture in made) == 4
+    assert all(mask.any() and mask.shape == picture.frame.shape[:2] for picture in made for _, mask in picture.masks)
+    assert {picture.normal for picture in made if picture.masks[0][0] == "anomaly"} <= set(range(len(normals)))
+
+
+def test_identity_of_a_product_is_its_content(line: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "line"
+    shutil.copytree(line, copy)
+    before = DiskPictures(copy, "flange", 4).identity()
+    assert before == DiskPictures(line, "flange", 4).identity()
+    mask = next((copy / "flange" / "ground_truth").rglob("*_mask.png"))
+    pixels = cv2.imread(str(mask), cv2.IMREAD_GRAYSCALE)
+    assert pixels is not None
+    cv2.imwrite(str(mask), 255 - pixels)
+    assert DiskPictures(copy, "flange", 4).identity() != before
