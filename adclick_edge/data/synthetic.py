@@ -15,6 +15,7 @@ __all__ = ["DefectMix", "add_defect", "cut_and_paste"]
 
 VISIBLE_LEVELS = 6  # of 255: less than this is no defect a person could label
 LEAST_PIXELS = 4  # a remnant smaller than this is drawn anew
+FAINTEST_MEAN_LEVELS = 4.0  # of 255: a mask whose pixels change less on average is drawn anew
 MAX_TRIES = 8
 
 
@@ -69,7 +70,9 @@ def add_defect(
             damaged = np.where(foreground[..., None], damaged, image)
         mask = _visible(image, damaged, region)
         if np.count_nonzero(mask) >= LEAST_PIXELS:
-            return damaged, mask
+            change = cv2.absdiff(image, damaged)[mask]
+            if change.mean() >= FAINTEST_MEAN_LEVELS:
+                return damaged, mask
     return _inverted_speck(image, _random_point(image, foreground, rng), foreground)
 
 

@@ -177,7 +177,7 @@ def test_words_are_those_the_bundle_knows(adclick: Adclick, line: Path, product_
     kinds = set(open_product(line, "flange").kinds())
     known = sorted(kinds & set(table.known_kinds()))
     assert known
-    said, silent = adclick(*call).json, adclick(*call, "--no-words").json
+    said, silent = adclick(*call, "--words").json, adclick(*call).json
     assert said["words"] == known
     assert silent["words"] == []
     assert said["per_click"] != silent["per_click"]
