@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Without a closer view each click is one decode; a session of its own looks closer.
         with (
             ClickSession.open(bundle, threads=options.threads, zoom=False) as session,
-            ClickSession.open(bundle, threads=options.threads) as closer,
+            ClickSession.open(bundle, threads=options.threads, zoom=True) as closer,
         ):
             variants: dict[str, Variant] = {"encode": _encoding(session, frame)}
             for count in options.clicks:
