@@ -59,7 +59,8 @@ class ClickSession:
         bundle: With the graphs of clicks; one of weights alone works without residuals. It is left open.
         engine: Loaded from ``bundle``.
         zoom: Look closer at a small region from click ``zoom_after`` + 1 on; the answer outside of the closer view
-            stays as it was. For frames much larger than the network's view; up to 1000 x 1000 it did not pay (docs/performance.md).
+            stays as it was. For frames much larger than the network's view; up to 1000 x 1000 it did not pay
+            (docs/performance.md).
         mirrored: Answer from the frame and its three mirrorings, the mean of their logits: better masks for four times
             the work. For labels, where nobody waits.
         text_encoder: For free text as a prompt; known kinds need none.
