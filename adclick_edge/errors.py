@@ -12,7 +12,10 @@
     ├── TrainingError       a training run cannot start or go on
     ├── ExportError         a graph cannot be exported
     │   └── ParityError     the exported graph does not compute what was trained
-    └── EngineError         a back end cannot be loaded or failed on a batch
+    ├── EngineError         a back end cannot be loaded or failed on a batch
+    └── LineError           the line daemon or a camera cannot start, go on or be reached
+        ├── ConfigError     a line.toml is not what it should be (exit code 2)
+        └── ProtocolError   bytes on the wire are not what they should be
 
 Each message names the thing, what is wrong with it, and what to do.
 """
@@ -21,11 +24,14 @@ __all__ = [
     "AdclickError",
     "BundleError",
     "CalibrationError",
+    "ConfigError",
     "DataError",
     "EngineError",
     "ExportError",
     "ImageError",
+    "LineError",
     "ParityError",
+    "ProtocolError",
     "TrainingError",
     "UsageError",
     "WeightsError",
@@ -76,3 +82,19 @@ class ParityError(ExportError):
 
 class EngineError(AdclickError):
     pass
+
+
+class LineError(AdclickError):
+    pass
+
+
+class ConfigError(LineError):
+    exit_code = 2
+
+
+class ProtocolError(LineError):
+    """``code`` is one of `adclick_edge.line.protocol.ErrorCode`."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
