@@ -52,6 +52,8 @@ class Line(_Table, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Threads of the engine; default: all cores but one, at least one."""
     decode_workers: Annotated[int, Meta(ge=1, le=64)] = 1
     max_batch: Annotated[int, Meta(ge=1, le=64)] = 4
+    batch_wait_ms: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
+    """How long a frame may wait for others to share its batch, where the deadlines allow it. Pays on GPUs only."""
     heartbeat_ms: Annotated[int, Meta(ge=20, le=60_000)] = 250
     answer_margin_ms: Annotated[float, Meta(ge=0, le=10_000)] = 5.0
     """A frame that waits is answered with not_inspected(deadline) so long before its deadline."""

@@ -72,6 +72,7 @@ ErrorCode = Literal[
     "no_credit",  # more frames under way than were granted; the frame was answered with not_inspected(overload)
     "bad_sequence",  # a sequence number that was used before; the frame was not taken
     "too_large",  # a payload above the limit the daemon stated in its welcome
+    "bad_frame",  # why a frame was answered with not_inspected(bad_frame)
 ]
 
 U64 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]

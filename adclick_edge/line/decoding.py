@@ -1,0 +1,112 @@
+"""Decode workers: a frame's bytes to pixels at the network's input size, straight out of shared memory for local cameras."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import numpy.typing as npt
+
+from adclick_edge.errors import AdclickError, ImageError
+from adclick_edge.line.config import Limits
+from adclick_edge.line.job import Job
+from adclick_edge.line.pixels import check_claims, to_input, to_rgb
+from adclick_edge.line.ring import RingReader
+from adclick_edge.line.scheduler import Scheduler
+
+__all__ = ["DecodeWorker", "PayloadReader"]
+
+U8 = npt.NDArray[np.uint8]
+IDLE_S = 0.2
+
+
+class PayloadReader:
+    """Pixels of jobs, for one thread."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._ring = RingReader()
+
+    def close(self) -> None:
+        self._ring.close()
+
+    def prepare(self, job: Job, size: tuple[int, int] | None) -> None:
+        """Set the job's ``prepared`` (at ``size``, or as large as it is) and ``shape``. ImageError, ProtocolError."""
+        with self._payload(job) as data:
+            prepared = to_rgb(job.header, data) if size is None else to_input(job.header, data, size)
+        job.prepared, job.shape = prepared, (job.header.height, job.header.width)
+
+    def rgb(self, job: Job) -> U8:
+        """The whole frame, uint8 [H, W, 3]; ImageError where its slot was used again meanwhile."""
+        with self._payload(job) as data:
+            return to_rgb(job.header, data)
+
+    def encoded(self, job: Job) -> bytes:
+        """The payload as it came."""
+        with self._payload(job) as data:
+            return bytes(data)
+
+    @contextmanager
+    def _payload(self, job: Job) -> Iterator[memoryview]:
+        slot = job.header.ring
+        data = memoryview(job.payload) if slot is None else self._ring.view(slot)
+        check_claims(job.header, data, self._limits)
+        yield data
+        if slot is not None and not self._ring.still(slot):
+            raise ImageError(f"{job.name}: its slot in shared memory was used again before it was read; use more slots")
+
+
+class DecodeWorker(threading.Thread):
+    """Takes frames from the scheduler, prepares them, gives them back; what cannot be decoded goes to ``failed``."""
+
+    def __init__(
+        self,
+        number: int,
+        scheduler: Scheduler,
+        limits: Limits,
+        *,
+        input_size: Callable[[str], tuple[int, int] | None],
+        measure: Callable[[U8], object],
+        failed: Callable[[Job, AdclickError], None],
+    ) -> None:
+        """``input_size`` of a product, None where frames are wanted as large as they are."""
+        super().__init__(name=f"decode-{number}", daemon=True)
+        self._scheduler, self._limits = scheduler, limits
+        self._input_size, self._measure, self._failed = input_size, measure, failed
+        self._stopping = threading.Event()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        self._stopping.set()
+        self.join(timeout_s)
+
+    def run(self) -> None:
+        reader = PayloadReader(self._limits)
+        try:
+            while not self._stopping.is_set():
+                job = self._scheduler.next_raw(IDLE_S)
+                if job is not None:
+                    self._one(reader, job)
+        finally:
+            reader.close()
+
+    def _one(self, reader: PayloadReader, job: Job) -> None:
+        if job.answered:
+            self._scheduler.drop(job)
+            return
+        began = time.perf_counter()
+        try:
+            reader.prepare(job, self._input_size(job.product))
+        except AdclickError as error:
+            self._fail(job, error)
+        except Exception as error:  # whatever a decoder throws at hostile bytes, the worker lives on
+            self._fail(job, ImageError(f"{job.name}: cannot be decoded: {type(error).__name__}: {error}"))
+        else:
+            job.stage_ms["decode"] = 1e3 * (time.perf_counter() - began)
+            assert job.prepared is not None
+            job.stats = self._measure(job.prepared)
+            self._scheduler.decoded(job)
+
+    def _fail(self, job: Job, error: AdclickError) -> None:
+        self._scheduler.drop(job)
+        self._failed(job, error)
