@@ -2,8 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,35 +25,30 @@ class PayloadReader:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
-        self._ring = RingReader()
+        self._ring = RingReader(max_payload_bytes=limits.max_payload_bytes)
 
     def close(self) -> None:
         self._ring.close()
 
     def prepare(self, job: Job, size: tuple[int, int] | None) -> None:
         """Set the job's ``prepared`` (at ``size``, or as large as it is) and ``shape``. ImageError, ProtocolError."""
-        with self._payload(job) as data:
-            prepared = to_rgb(job.header, data) if size is None else to_input(job.header, data, size)
+        data = self._payload(job)
+        prepared = to_rgb(job.header, data) if size is None else to_input(job.header, data, size)
         job.prepared, job.shape = prepared, (job.header.height, job.header.width)
 
     def rgb(self, job: Job) -> U8:
         """The whole frame, uint8 [H, W, 3]; ImageError where its slot was used again meanwhile."""
-        with self._payload(job) as data:
-            return to_rgb(job.header, data)
+        return to_rgb(job.header, self._payload(job))
 
     def encoded(self, job: Job) -> bytes:
         """The payload as it came."""
-        with self._payload(job) as data:
-            return bytes(data)
+        return bytes(self._payload(job))
 
-    @contextmanager
-    def _payload(self, job: Job) -> Iterator[memoryview]:
+    def _payload(self, job: Job) -> memoryview:
         slot = job.header.ring
         data = memoryview(job.payload) if slot is None else self._ring.view(slot)
-        check_claims(job.header, data, self._limits)
-        yield data
-        if slot is not None and not self._ring.still(slot):
-            raise ImageError(f"{job.name}: its slot in shared memory was used again before it was read; use more slots")
+        check_claims(job.header, len(data), self._limits)
+        return data
 
 
 class DecodeWorker(threading.Thread):

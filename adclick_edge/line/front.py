@@ -165,6 +165,8 @@ class Front(threading.Thread):
         self._heartbeat_ns = config.line.heartbeat_ms * NS_PER_MS
         self._posted: deque[tuple[Job, FrameVerdict, str | None]] = deque()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake_lock = threading.Lock()
+        self._left = False
         self._draining = threading.Event()
         self._stopping = threading.Event()
         self._idle = threading.Event()
@@ -175,12 +177,17 @@ class Front(threading.Thread):
     def post(self, job: Job, verdict: FrameVerdict, message: str | None = None) -> None:
         """Answer a job, from any thread. ``message`` goes to the camera and the log beside the verdict."""
         self._posted.append((job, verdict, message))
-        os.eventfd_write(self._wake, 1)
+        self._nudge()
+
+    def _nudge(self) -> None:
+        with self._wake_lock:
+            if not self._left:  # its number may be another file's by then
+                os.eventfd_write(self._wake, 1)
 
     def drain(self, timeout_s: float) -> bool:
         """Turn new frames away with ``shutdown`` and wait until those taken are answered; False after the timeout."""
         self._draining.set()
-        os.eventfd_write(self._wake, 1)
+        self._nudge()
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if self._idle.wait(0.02) and not self._posted:
@@ -192,7 +199,7 @@ class Front(threading.Thread):
         self._draining.set()
         self._stopping.set()
         if self.is_alive():
-            os.eventfd_write(self._wake, 1)
+            self._nudge()
             self.join(timeout_s)
 
     # The loop
@@ -241,7 +248,9 @@ class Front(threading.Thread):
         self._router.close(LEAVING_MS)
         if self._monitor is not None:
             self._monitor.close(LEAVING_MS)
-        os.close(self._wake)
+        with self._wake_lock:
+            self._left = True
+            os.close(self._wake)
 
     def _take_posted(self) -> None:
         while self._posted:
