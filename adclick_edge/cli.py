@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from adclick_edge import __version__
+from adclick_edge.cli_line import line_app
 from adclick_edge.console import progress_console
 from adclick_edge.errors import AdclickError
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 train_app = typer.Typer(no_args_is_help=True, help="Train networks (needs adclick-edge[train]).")
 app.add_typer(train_app, name="train")
+app.add_typer(line_app)
 demo_app = typer.Typer(no_args_is_help=True, help="Whole jobs on procedural data, to look at.")
 app.add_typer(demo_app, name="demo")
 words_app = typer.Typer(

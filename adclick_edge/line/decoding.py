@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ from adclick_edge.errors import AdclickError, ImageError
 from adclick_edge.line.config import Limits
 from adclick_edge.line.job import Job
 from adclick_edge.line.pixels import check_claims, to_input, to_rgb
+from adclick_edge.line.protocol import FrameHeader
 from adclick_edge.line.ring import RingReader
 from adclick_edge.line.scheduler import Scheduler
 
@@ -32,22 +34,16 @@ class PayloadReader:
 
     def prepare(self, job: Job, size: tuple[int, int] | None) -> None:
         """Set the job's ``prepared`` (at ``size``, or as large as it is) and ``shape``. ImageError, ProtocolError."""
-        data = self._payload(job)
-        prepared = to_rgb(job.header, data) if size is None else to_input(job.header, data, size)
-        job.prepared, job.shape = prepared, (job.header.height, job.header.width)
+        data = self.payload(job.header, job.payload)
+        job.prepared = to_rgb(job.header, data) if size is None else to_input(job.header, data, size)
+        job.shape = (job.header.height, job.header.width)
 
-    def rgb(self, job: Job) -> U8:
-        """The whole frame, uint8 [H, W, 3]; ImageError where its slot was used again meanwhile."""
-        return to_rgb(job.header, self._payload(job))
-
-    def encoded(self, job: Job) -> bytes:
-        """The payload as it came."""
-        return bytes(self._payload(job))
-
-    def _payload(self, job: Job) -> memoryview:
-        slot = job.header.ring
-        data = memoryview(job.payload) if slot is None else self._ring.view(slot)
-        check_claims(job.header, len(data), self._limits)
+    def payload(self, header: FrameHeader, part: Any) -> memoryview:
+        """A frame's bytes, checked: of its message's second ``part``, or those in shared memory, whole but valid only until
+        the next call.
+        """
+        data = memoryview(part) if header.ring is None else self._ring.view(header.ring)
+        check_claims(header, len(data), self._limits)
         return data
 
 

@@ -120,6 +120,7 @@ def bind_sockets(
 def _bind(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
     if endpoint.startswith("ipc://"):
         Path(endpoint.removeprefix("ipc://")).parent.mkdir(parents=True, exist_ok=True)
+    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as error:

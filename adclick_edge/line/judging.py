@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 from adclick_edge.errors import AdclickError
 from adclick_edge.line.config import Limits
@@ -11,6 +12,7 @@ from adclick_edge.line.decoding import PayloadReader
 from adclick_edge.line.drift import DriftMonitor
 from adclick_edge.line.job import Job
 from adclick_edge.line.models import Model, Models
+from adclick_edge.line.pixels import to_rgb
 from adclick_edge.line.protocol import ENCODED
 from adclick_edge.line.routing import Candidate, RelabelRouter
 from adclick_edge.line.scheduler import Batch, Scheduler
@@ -67,15 +69,16 @@ class Judge(threading.Thread):
         jobs = [job for job in batch.jobs if not job.answered]
         if not jobs:
             return
-        try:
-            with self._models.using(batch.product) as model:
+        inspections: list[Inspection | None] = []
+        with self._models.using(batch.product) as model:
+            try:
                 inspections = self._judge(model, jobs, reader)
-        except Exception as error:  # a back end may raise anything; the line goes on
-            inspections = [None] * len(jobs)
-            self._engine_failed(jobs, error)
-        for job, inspection in zip(jobs, inspections, strict=True):
-            if inspection is not None:
-                self._finish(job, inspection, reader)
+            except Exception as error:  # a back end may raise anything; the line goes on
+                self._engine_failed(jobs, error)
+                return
+            for job, inspection in zip(jobs, inspections, strict=True):
+                if inspection is not None:
+                    self._finish(model, job, inspection, reader)
         self._shadow(batch.product, jobs, inspections)
 
     def _judge(self, model: Model, jobs: Sequence[Job], reader: PayloadReader) -> list[Inspection | None]:
@@ -111,24 +114,30 @@ class Judge(threading.Thread):
         for job in jobs:
             self._post(job, not_inspected("engine_error", frame=job.name), f"the engine failed: {why}")
 
-    def _finish(self, job: Job, inspection: Inspection, reader: PayloadReader) -> None:
+    def _finish(self, model: Model, job: Job, inspection: Inspection, reader: PayloadReader) -> None:
         verdict = inspection.verdict
         why = None
         if verdict.verdict != "not_inspected" and not job.answered:
             why = self._router.wants(job.camera, job.product, verdict)
         # Its verdict lets the camera use a slot in shared memory again, so that is read before; all else comes after.
-        early = self._candidate(job, inspection, reader) if why is not None and job.header.ring is not None else None
+        early = why is not None and job.header.ring is not None
+        payload = job.payload  # the answer lets go of it
+        candidate = self._candidate(model, job, payload, inspection, reader) if early else None
         self._post(job, verdict, None)
-        if why is not None:
-            candidate = early or self._candidate(job, inspection, reader)
-            if candidate is not None:
-                self._router.offer(candidate, why)
+        if why is not None and not early:
+            candidate = self._candidate(model, job, payload, inspection, reader)
+        if why is not None and candidate is not None:
+            self._router.offer(candidate, why)
         if verdict.score is not None and job.stats is not None:
-            self._drift.add(job.camera, job.product, job.stats, verdict.score, verdict.verdict)
+            calibrated = verdict.reason != "uncalibrated"
+            self._drift.add(job.camera, job.product, job.stats, verdict.score, verdict.verdict, calibrated=calibrated)
 
-    def _candidate(self, job: Job, inspection: Inspection, reader: PayloadReader) -> Candidate | None:
+    def _candidate(
+        self, model: Model, job: Job, payload: Any, inspection: Inspection, reader: PayloadReader
+    ) -> Candidate | None:
         encoded = job.header.format in ENCODED
         try:
+            data = reader.payload(job.header, payload)
             return Candidate(
                 camera=job.camera,
                 session=job.session,
@@ -137,10 +146,11 @@ class Judge(threading.Thread):
                 product=job.product,
                 verdict=inspection.verdict,
                 map=inspection.map,
-                frame=None if encoded else reader.rgb(job),
-                encoded=reader.encoded(job) if encoded else None,
+                frame=None if encoded else to_rgb(job.header, data),
+                encoded=bytes(data) if encoded else None,
                 suffix={"jpeg": ".jpg", "png": ".png"}.get(job.header.format, ".png"),
                 judged_utc=datetime.now(UTC),
+                valid=model.valid(inspection.map.shape),
             )
         except AdclickError:
             self._router.lost()

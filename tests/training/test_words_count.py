@@ -59,10 +59,14 @@ class Overlaps:
 
 
 @pytest.mark.slow
-def test_the_right_word_beats_a_wrong_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_right_word_beats_none_and_a_wrong_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(click_store, "BANK_SIDES_PX", (SIDE, SIDE))
     monkeypatch.setattr(click_store, "WHOLE_FRAME_SHARE", 1.0)
-    monkeypatch.setattr(clicks, "WorldPictures", lambda seed, count: Overlaps(seed, count))
+    monkeypatch.setattr(
+        clicks,
+        "WorldPictures",
+        lambda seed, count: Overlaps(seed, count if seed >= clicks.FIRST_VALIDATION_WORLD else 240),
+    )
     weights = shipped_weights("edge_backbone")
     config = ClickConfig(
         preset=PRESET,
@@ -73,23 +77,23 @@ def test_the_right_word_beats_a_wrong_one(tmp_path: Path, monkeypatch: pytest.Mo
         pictures_per_world=60,
         backbone_sha256=sha256_file(weights),
         backbone_file=str(weights),
-        steps=400,
+        steps=1000,
         batch_pixels=8 * SIDE**2,
         learning_rate=2e-3,
         warm_up_steps=30,
-        validate_every=400,
+        validate_every=250,
         words_share=0.6,
     )
     run = train_clicks(tmp_path / "run", config, samples=tmp_path / "samples", device_name="cpu")
     network = build_click_network(PRESET, build_extractor(PRESET))
     load_model(run / "best.safetensors", network)
     network.eval()
-    # The validation pictures are drawn from another seed; of them nothing was learnt, and one checkpoint only was kept.
+    # The validation pictures are drawn from another seed; they chose the checkpoint, by answers without words.
     (folder,) = (tmp_path / "samples").glob(f"overlaps_{clicks.FIRST_VALIDATION_WORLD}-*")
     overlaps = {way: np.mean(values) for way, values in overlaps_by_word(network, ClickStore.open(folder)).items()}
     print({way: round(float(value), 3) for way, value in overlaps.items()})
-    # Two minutes teach it to heed the word; that the right one also beats none takes longer (benchmarks/click_words.py).
-    assert overlaps["right"] > overlaps["wrong"] + 0.01
+    assert overlaps["right"] > overlaps["none"]
+    assert overlaps["right"] > overlaps["wrong"] + 0.03
 
 
 @torch.no_grad()
