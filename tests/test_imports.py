@@ -21,6 +21,7 @@ FOR_THE_EDGE_BOX = [
     if name.startswith(
         (
             "adclick_edge.runtime",
+            "adclick_edge.line",
             "adclick_edge.commands",
             "adclick_edge.bundle",
             "adclick_edge.cli",

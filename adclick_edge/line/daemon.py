@@ -101,6 +101,7 @@ class Daemon:
         self._stopping = threading.Event()
         self._ready = False
         self._switch_interval = sys.getswitchinterval()
+        self._refused: dict[str, int] = {}
         self._alarms: dict[str, tuple[str, ...]] = {}
 
     def __enter__(self) -> Self:
@@ -215,9 +216,9 @@ class Daemon:
             self._shift.observe(self.tally())
             self._shift.close()
             self._drift.save(self._drift_file)
-        self._context.destroy()  # sockets were closed with the time their last messages may take
         if self._gate is not None:
             self._gate.stop()
+        self._context.destroy()  # sockets were closed with the time their last messages may take
         sys.setswitchinterval(self._switch_interval)
         self._log.info("stopped", **self._sums())
 
@@ -239,7 +240,7 @@ class Daemon:
             cameras=self._books.cameras((name, self._scheduler.waiting(name)) for name in self.config.cameras),
             products=products,
             routing=RoutingTally() if self._router is None else self._router.tally(),
-            strangers=self._books.strangers(),
+            strangers={**self._books.strangers(), **{f"key: {why}": n for why, n in self._refused.items()}},
             latency_ms=self._latency.snapshot(),
             frames_per_s=self._books.frames_per_s(),
         )
@@ -342,6 +343,7 @@ class Daemon:
                 self._note_alarms()
                 self._shift.observe(self.tally())
                 report_suppressed()
+                self._note_refusals()
                 if time.monotonic() - saved > DRIFT_SAVED_EVERY_S:
                     self._drift.save(self._drift_file)
                     saved = time.monotonic()
@@ -358,6 +360,17 @@ class Daemon:
             if over := set(before) - set(on):
                 self._log.info("drift alarm over", product=product, alarms=sorted(over))
             self._alarms[product] = on
+
+    def _note_refusals(self) -> None:
+        """Clients that the gate turned away count as strangers; a broken allow-list is said."""
+        if self._gate is None:
+            return
+        for why, count in self._gate.refused().items():
+            if count > self._refused.get(why, 0):
+                self._log.warning("connection refused", why=why, count=count)
+            self._refused[why] = count
+        if problem := self._gate.problem():
+            self._log.error("the allow-list on disk is not in use", why=problem)
 
     def _load_drift(self) -> None:
         try:

@@ -6,6 +6,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from adclick_edge.errors import AdclickError
 from adclick_edge.line.config import Limits
 from adclick_edge.line.decoding import PayloadReader
@@ -69,6 +72,7 @@ class Judge(threading.Thread):
         jobs = [job for job in batch.jobs if not job.answered]
         if not jobs:
             return
+        frames = [job.prepared for job in jobs]  # for the shadow; an answer lets go of them
         inspections: list[Inspection | None] = []
         with self._models.using(batch.product) as model:
             try:
@@ -79,7 +83,7 @@ class Judge(threading.Thread):
             for job, inspection in zip(jobs, inspections, strict=True):
                 if inspection is not None:
                     self._finish(model, job, inspection, reader)
-        self._shadow(batch.product, jobs, inspections)
+        self._shadow(batch.product, jobs, frames, inspections)
 
     def _judge(self, model: Model, jobs: Sequence[Job], reader: PayloadReader) -> list[Inspection | None]:
         began = self._clock()
@@ -156,17 +160,25 @@ class Judge(threading.Thread):
             self._router.lost()
             return None
 
-    def _shadow(self, product: str, jobs: Sequence[Job], inspections: Sequence[Inspection | None]) -> None:
-        pairs = [
-            (job, found.verdict)
-            for job, found in zip(jobs, inspections, strict=True)
-            if found is not None and job.prepared is not None
+    def _shadow(
+        self,
+        product: str,
+        jobs: Sequence[Job],
+        frames: Sequence[npt.NDArray[np.uint8] | None],
+        inspections: Sequence[Inspection | None],
+    ) -> None:
+        if not self._models.shadowed(product):
+            return
+        judged = [
+            (frame, job, found.verdict)
+            for frame, job, found in zip(frames, jobs, inspections, strict=True)
+            if frame is not None and found is not None
         ]
-        if pairs:
+        if judged:
             self._models.shadow_judge(
                 product,
-                [job.prepared for job, _ in pairs if job.prepared is not None],
-                [job.name for job, _ in pairs],
-                [job.shape for job, _ in pairs],
-                [verdict for _, verdict in pairs],
+                [frame for frame, _, _ in judged],
+                [job.name for _, job, _ in judged],
+                [job.shape for _, job, _ in judged],
+                [verdict for _, _, verdict in judged],
             )
