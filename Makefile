@@ -3,12 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := out/demo
 
-.PHONY: demo test test-slow lint weights clean help
+.PHONY: demo test test-slow soak lint weights clean help
 
 help:
 	@echo "make demo       set up a sample line and inspect it (first run installs into .venv)"
 	@echo "make test       all tests but the slow ones"
 	@echo "make test-slow  the slow tests"
+	@echo "make soak       ten minutes of a line under load, with swaps (SOAK_SECONDS=... for longer)"
 	@echo "make lint       ruff and mypy"
 	@echo "make weights    export the shipped bundle from the shipped backbone again"
 
@@ -34,6 +35,10 @@ test: .venv/.dev
 
 test-slow: .venv/.dev
 	$(BIN)/python -m pytest -m slow
+
+SOAK_SECONDS ?= 600
+soak: .venv/.dev
+	$(BIN)/python benchmarks/line_soak.py --seconds $(SOAK_SECONDS) --load 0.6 --swap-every 20 --deaf-monitor --out out/soak.json
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
