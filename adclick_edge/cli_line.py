@@ -43,8 +43,11 @@ def camera(
     video: Annotated[Path | None, typer.Option(help="Replay a video file.")] = None,
     usb: Annotated[int | None, typer.Option(min=0, help="A USB camera, by number.")] = None,
     rtsp: Annotated[str | None, typer.Option(help="A network camera, by URL.")] = None,
-    genicam: Annotated[Path | None, typer.Option(help="A GenICam camera, by its .cti producer.")] = None,
-    rate: Annotated[float, typer.Option(min=0.001, help="Triggers per second.")] = 10.0,
+    genicam: Annotated[Path | None, typer.Option(help="A GenICam camera, by its producer's .cti file.")] = None,
+    serial: Annotated[str | None, typer.Option(help="Serial number of the GenICam camera.")] = None,
+    rate: Annotated[
+        float | None, typer.Option(min=0.001, help="Triggers per second; default: 10 for folders, a video's own.")
+    ] = None,
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many triggers.")] = None,
     loop: Annotated[bool, typer.Option(help="Begin again at the end.")] = False,
     encoded: Annotated[bool, typer.Option(help="Send the files' own JPEG or PNG bytes.")] = False,
@@ -56,30 +59,33 @@ def camera(
     keys: Annotated[
         Path | None, typer.Option(help="Folder with this camera's keys and the daemon's public one.")
     ] = None,
+    stall_s: Annotated[
+        float, typer.Option(min=0, help="A device silent for so long is restarted; 0: never, GenICam only.")
+    ] = 2.0,
     json_output: Json = False,
 ) -> None:
     """A camera: sends frames of a folder, a video or a device, prints the verdicts."""
-    from adclick_edge.commands.camera import CameraCall, run
+    from adclick_edge.commands.camera import run
 
     run(
-        CameraCall(
-            endpoint=endpoint,
-            name=name,
-            folder=folder,
-            video=video,
-            usb=usb,
-            rtsp=rtsp,
-            genicam=genicam,
-            rate=rate,
-            count=count,
-            loop=loop,
-            encoded=encoded,
-            transport=transport,
-            deadline_ms=deadline_ms,
-            code=code,
-            keys=keys,
-            json_output=json_output,
-        )
+        endpoint,
+        name,
+        folder=folder,
+        video=video,
+        usb=usb,
+        rtsp=rtsp,
+        genicam=genicam,
+        serial=serial,
+        rate=rate,
+        count=count,
+        loop=loop,
+        encoded=encoded,
+        transport=transport,
+        deadline_ms=deadline_ms,
+        code=code,
+        keys=keys,
+        stall_s=stall_s,
+        json_output=json_output,
     )
 
 

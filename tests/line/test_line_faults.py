@@ -139,12 +139,13 @@ def test_a_camera_is_killed(bundles: LineBundles, tmp_path: Path) -> None:
     before = rings()
     with ServedLine(tmp_path / "line", tables(bundles.nut)) as line:
         with subprocess.Popen([sys.executable, "-c", script, line.endpoint], stdout=subprocess.PIPE) as camera:
-            assert camera.stdout is not None
-            assert camera.stdout.readline() == b"up\n"
-            until(lambda: line.status()["cameras"]["cam"]["received"] > 20)
-            assert len(rings() - before) == 1
-            camera.send_signal(signal.SIGKILL)
-            camera.wait(10)
+            try:
+                assert camera.stdout is not None
+                assert camera.stdout.readline() == b"up\n"
+                until(lambda: line.status()["cameras"]["cam"]["received"] > 20)
+                assert len(rings() - before) == 1
+            finally:
+                camera.send_signal(signal.SIGKILL)
         until(lambda: not line.status()["cameras"]["cam"]["connected"])
         status = line.status()["cameras"]["cam"]
         assert status["pending"] == 0
@@ -157,7 +158,7 @@ def test_a_camera_is_killed(bundles: LineBundles, tmp_path: Path) -> None:
 
 
 def rings() -> set[str]:
-    return {name for name in os.listdir("/dev/shm") if name.startswith("adclick-")}
+    return {name for name in os.listdir("/dev/shm") if name.startswith("adclick-cam-")}
 
 
 class Proxy:
