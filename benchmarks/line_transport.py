@@ -22,6 +22,7 @@ from machine import describe_machine
 
 from adclick_edge.line.camera_client import CameraClient
 
+PRODUCT = "flange"
 ENGINE_STAGES = ("resize", "features", "residual", "segment", "judge")
 U8 = npt.NDArray[np.uint8]
 
@@ -41,7 +42,7 @@ def main() -> None:
     frame = np.random.default_rng(0).integers(0, 256, (call.height, call.width, 3), np.uint8)
     with tempfile.TemporaryDirectory() as scratch:
         work = call.work or Path(scratch)
-        bundle = sample_bundle(work, size=call.size)
+        bundle = sample_bundle(work, PRODUCT, size=call.size)
         rows = measure(Path(scratch) / "line", bundle, frame, call.rounds, call.warm_up, call.pause_ms / 1e3)
     result = {
         "what": "trigger to verdict, milliseconds; rest = total - engine",
@@ -68,8 +69,8 @@ def measure(folder: Path, bundle: Path, frame: U8, rounds: int, warm_up: int, pa
     names = ("ring", "ipc", "tcp")
     tables = {
         "line": {"bind": [f"ipc://{folder}/line.ipc", f"tcp://127.0.0.1:{port}"], "max_batch": 1},
-        "products": {"part": {"bundle": bundle}},
-        "cameras": {name: {"product": "part", "deadline_ms": 5000.0} for name in names},
+        "products": {PRODUCT: {"bundle": bundle}},
+        "cameras": {name: {"product": PRODUCT, "deadline_ms": 5000.0} for name in names},
         "routing": {"budget_per_hour": 0},
     }
     peers = {name: Peer(endpoint) for name, endpoint in peer_endpoints(folder).items()}
