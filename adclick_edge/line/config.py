@@ -27,7 +27,7 @@ its place. ``block``: there are only as many credits as places, so the camera wa
 could not send.
 """
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
 Endpoint = Annotated[str, Meta(pattern=r"^(ipc|tcp)://.+$")]
 Share = Annotated[float, Meta(ge=0, le=1)]
 

@@ -12,7 +12,7 @@ from adclick_edge.errors import AdclickError, ImageError
 from adclick_edge.line.config import Limits
 from adclick_edge.line.job import Job
 from adclick_edge.line.pixels import check_claims, to_input, to_rgb
-from adclick_edge.line.protocol import FrameHeader
+from adclick_edge.line.protocol import ENCODED, FrameHeader
 from adclick_edge.line.ring import RingReader
 from adclick_edge.line.scheduler import Scheduler
 
@@ -33,10 +33,17 @@ class PayloadReader:
         self._ring.close()
 
     def prepare(self, job: Job, size: tuple[int, int] | None) -> None:
-        """Set the job's ``prepared`` (at ``size``, or as large as it is) and ``shape``. ImageError, ProtocolError."""
-        data = self.payload(job.header, job.payload)
-        job.prepared = to_rgb(job.header, data) if size is None else to_input(job.header, data, size)
-        job.shape = (job.header.height, job.header.width)
+        """Set the job's ``prepared`` (at ``size``, or as large as it is), ``shape``, and the times of ``read`` and ``resize``
+        (of compressed frames ``decode``, the two in one). ImageError, ProtocolError.
+        """
+        header = job.header
+        began = time.perf_counter()
+        data = self.payload(header, job.payload)
+        read = time.perf_counter()
+        job.prepared = to_rgb(header, data) if size is None else to_input(header, data, size)
+        job.shape = (header.height, header.width)
+        job.stage_ms["read"] = 1e3 * (read - began)
+        job.stage_ms["decode" if header.format in ENCODED else "resize"] = 1e3 * (time.perf_counter() - read)
 
     def payload(self, header: FrameHeader, part: Any) -> memoryview:
         """A frame's bytes, checked: of its message's second ``part``, or those in shared memory, whole but valid only until
@@ -84,7 +91,6 @@ class DecodeWorker(threading.Thread):
         if job.answered:
             self._scheduler.drop(job)
             return
-        began = time.perf_counter()
         try:
             reader.prepare(job, self._input_size(job.product))
         except AdclickError as error:
@@ -92,7 +98,6 @@ class DecodeWorker(threading.Thread):
         except Exception as error:  # whatever a decoder throws at hostile bytes, the worker lives on
             self._fail(job, ImageError(f"{job.name}: cannot be decoded: {type(error).__name__}: {error}"))
         else:
-            job.stage_ms["decode"] = 1e3 * (time.perf_counter() - began)
             assert job.prepared is not None
             job.stats = self._measure(job.prepared)
             self._scheduler.decoded(job)

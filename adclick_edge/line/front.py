@@ -25,6 +25,7 @@ from adclick_edge.line.protocol import (
     MAX_HEADER_BYTES,
     MAX_REGIONS,
     Bye,
+    CameraMessage,
     ErrorCode,
     ErrorMessage,
     FrameHeader,
@@ -286,6 +287,7 @@ class Front(threading.Thread):
             return False
         route = bytes(parts[0].buffer)
         session = self._sessions.of_route(route)
+        message: CameraMessage | None = None
         try:
             if len(parts) < 2 or len(parts) > 3:
                 raise ProtocolError(
@@ -309,7 +311,7 @@ class Front(threading.Thread):
                     self._log.info("camera left", camera=session.camera, reason=message.reason)
                     self._close(session)
         except ProtocolError as error:
-            self._refuse(route, session, error)
+            self._refuse(route, session, error, message.seq if isinstance(message, FrameHeader) else None)
         return True
 
     def _hello(self, route: bytes, hello: Hello, part: zmq.Frame) -> None:
@@ -401,13 +403,13 @@ class Front(threading.Thread):
             )
         return None
 
-    def _refuse(self, route: bytes, session: Session | None, error: ProtocolError) -> None:
+    def _refuse(self, route: bytes, session: Session | None, error: ProtocolError, seq: int | None) -> None:
         self._books.bad_message(None if session is None else session.camera, error.code)
         camera = None if session is None else session.camera
         self._log.warning("message refused", camera=camera, code=error.code, why=str(error)[:200])
         if session is not None:
             session.last_heard_ns = self._clock()
-        self._send_to(route, ErrorMessage(code=error.code, message=str(error)[:1000]))  # type: ignore[arg-type]
+        self._send_to(route, ErrorMessage(code=error.code, message=str(error)[:1000], seq=seq))  # type: ignore[arg-type]
 
     def _close(self, session: Session) -> None:
         self._sessions.close(session)
@@ -438,7 +440,9 @@ class Front(threading.Thread):
             self._idle.set()
         job.payload = job.prepared = None
         total_ms = (now - job.born_ns) / NS_PER_MS
-        stage_ms = {**job.stage_ms, **verdict.stage_ms}
+        stage_ms = dict(job.stage_ms)
+        for stage, ms in verdict.stage_ms.items():
+            stage_ms[stage] = stage_ms.get(stage, 0.0) + ms
         stage_ms["waiting"] = max(0.0, (now - job.received_ns) / NS_PER_MS - sum(stage_ms.values()))
         stage_ms["total"] = total_ms
         message = VerdictMessage(

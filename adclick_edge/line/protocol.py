@@ -76,7 +76,7 @@ ErrorCode = Literal[
 ]
 
 U64 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
 ShortText = Annotated[str, Meta(max_length=64)]
 LongText = Annotated[str, Meta(max_length=1000)]
 Side = Annotated[int, Meta(ge=1, le=1 << 20)]
@@ -128,7 +128,7 @@ class Credit(_Message, frozen=True, kw_only=True, tag="credit"):
 class RingSlot(msgspec.Struct, frozen=True, kw_only=True):
     """Where a frame's payload lies in shared memory, instead of in a second message part."""
 
-    name: Annotated[str, Meta(pattern=r"^adclick-[A-Za-z0-9_.-]{1,100}$")]
+    name: Annotated[str, Meta(pattern=r"^adclick-[A-Za-z0-9_.-]{1,100}\Z")]
     """File under /dev/shm."""
     slot: Annotated[int, Meta(ge=0, le=4095)]
     generation: U64
@@ -145,7 +145,7 @@ class FrameHeader(_Message, frozen=True, kw_only=True, tag="frame"):
     height: Side
     stride_bytes: Annotated[int, Meta(ge=0, le=1 << 24)] = 0
     bit_depth: Annotated[int, Meta(ge=8, le=16)] = 16
-    """Bits a mono16 camera fills; ignored for other formats."""
+    """Bits that a camera fills of mono16 and of 16-bit PNG; ignored for other formats."""
     deadline_ms: Milliseconds | None = None
     """Answer within this of the receipt (of ``sent_ns`` where daemon and camera share a clock)."""
     sent_ns: U64 | None = None

@@ -2,15 +2,15 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
-from adclick_edge.bundle import Bundle, read_bundle
-from adclick_edge.bundle.names import CALIBRATION
+from adclick_edge.bundle import Bundle, GoldenFrame, read_bundle
+from adclick_edge.bundle.names import BANK, CALIBRATION
 from adclick_edge.data.resize import fit
 from adclick_edge.errors import BundleError
 from adclick_edge.features.bank import Bank
@@ -21,7 +21,7 @@ from adclick_edge.runtime.ort_cpu import OrtCpuEngine
 from adclick_edge.runtime.regions import Regions, load_regions, valid_mask
 from adclick_edge.runtime.tiles import MapBlender, cut_tile, plan_tiles
 
-__all__ = ["Inspection", "Inspector"]
+__all__ = ["MAP_STRIDE", "TILES_PER_BATCH", "Inspection", "Inspector", "Settings", "read_bank", "scaled_size"]
 
 U8 = npt.NDArray[np.uint8]
 F32 = npt.NDArray[np.float32]
@@ -41,6 +41,16 @@ class Inspection:
     """Raw map, float32 [h4, w4]."""
 
 
+@dataclass(frozen=True)
+class Settings:
+    """Thresholds and the regions they hold for, taken over together: a batch never meets one without the other."""
+
+    calibration: Calibration | None = None
+    regions: Regions = field(default_factory=Regions)
+    notices: tuple[str, ...] = ()
+    """What the people who use the bundle must be told about them."""
+
+
 class Inspector:
     """Loads a product bundle, checks its golden frames, and inspects.
 
@@ -49,24 +59,26 @@ class Inspector:
     Use as a context manager, or call `close`.
     """
 
-    def __init__(self, bundle: Bundle, engine: Engine, *, check_golden: bool = True, thresholds: bool = True) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        engine: Engine,
+        *,
+        bank: Bank | None = None,
+        check_golden: bool = True,
+        thresholds: bool = True,
+    ) -> None:
+        """``bank`` is the bundle's where it was read before. Several inspectors may share an engine, one at a time."""
         self.bundle = bundle
         self.engine = engine
-        manifest = bundle.manifest
-        if manifest.kind != "product":
-            raise BundleError(
-                f"{bundle.location} holds weights but no product; make one with `adclick bank --weights {bundle.location}`"
-            )
-        self.bank = Bank.from_bytes(bundle.read("bank.safetensors"), name=f"{bundle.location}: bank.safetensors")
+        self.bank = read_bank(bundle) if bank is None else bank
         self._handle = engine.load_bank(self.bank)
-        self.calibration: Calibration | None = None
-        self.regions = Regions()
-        self.notices: tuple[str, ...] = ()
-        """What the people who use this bundle must be told about its settings."""
         self._thresholds = thresholds
-        self.reload_settings()
+        self.settings = self.read_settings()
+        """Replaced as a whole; a batch under way goes on with those it began with."""
         if check_golden:
-            self._check_golden()
+            for golden in bundle.golden():
+                self.check_golden(golden)
 
     @classmethod
     def open(
@@ -90,34 +102,65 @@ class Inspector:
     def close(self) -> None:
         self.bundle.close()
 
-    def reload_settings(self) -> None:
-        """Take over thresholds and regions as they stand in the bundle now.
+    @property
+    def calibration(self) -> Calibration | None:
+        return self.settings.calibration
 
-        Thresholds set under other regions are not taken: every frame is then uncertain, and `notices` says why.
+    @property
+    def regions(self) -> Regions:
+        return self.settings.regions
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What the people who use this bundle must be told about its settings."""
+        return self.settings.notices
+
+    def reload_settings(self) -> None:
+        """Take over thresholds and regions as they stand in the bundle now; `read_settings` says which."""
+        self.settings = self.read_settings()
+
+    def read_settings(self) -> Settings:
+        """Thresholds and regions as they stand in the bundle now. Raises AdclickError where they cannot be read.
+
+        Thresholds set under other regions are not taken: every frame would be uncertain, and the notice says why.
         """
         calibration = load_calibration(self.bundle) if self._thresholds else None
         regions = load_regions(self.bundle)
-        stale = calibration is not None and not made_under(calibration, regions)
-        self.calibration, self.regions = None if stale else calibration, regions
-        self.notices = ("the regions changed after the thresholds were set: run `adclick calibrate`",) if stale else ()
+        if calibration is None or made_under(calibration, regions):
+            return Settings(calibration, regions)
+        notice = "the regions changed after the thresholds were set: run `adclick calibrate`"
+        return Settings(None, regions, (notice,))
 
-    def inspect(self, frames: Sequence[U8], names: Sequence[str]) -> list[Inspection]:
-        """Verdicts on frames (uint8 [H, W, 3] each, any sizes), in order."""
+    def inspect(
+        self,
+        frames: Sequence[U8],
+        names: Sequence[str],
+        *,
+        shapes: Sequence[tuple[int, int]] | None = None,
+    ) -> list[Inspection]:
+        """Verdicts on frames (uint8 [H, W, 3] each, any sizes), in order.
+
+        ``shapes`` are the (H, W) that frames had before they were brought to the input size, where that was done
+        already: boxes of blobs are in pixels of those.
+        """
+        settings = self.settings
         maps, stage_ms = self.maps(frames)
+        if shapes is None:
+            shapes = [(frame.shape[0], frame.shape[1]) for frame in frames]
         return [
             Inspection(
                 judge(
                     anomaly_map,
-                    self.calibration,
+                    settings.calibration,
                     frame=name,
                     bundle_version=self.bundle.manifest.version,
-                    valid=self.valid(anomaly_map.shape),
-                    frame_shape=(frame.shape[0], frame.shape[1]),
+                    valid=_valid(settings.regions, anomaly_map.shape),
+                    frame_shape=shape,
                     stage_ms=stage_ms,
                 ),
                 anomaly_map,
             )
-            for frame, name, anomaly_map in zip(frames, names, maps, strict=True)
+            for name, shape, anomaly_map in zip(names, shapes, maps, strict=True)
         ]
 
     def maps(
@@ -136,9 +179,11 @@ class Inspector:
 
     def valid(self, map_shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
         """Cells of the map that count, bool [h4, w4]; None when all do."""
-        if not self.regions.roi and not self.regions.ignore:
-            return None
-        return valid_mask(self.regions, map_shape[0], map_shape[1])
+        return _valid(self.regions, map_shape)
+
+    def warm_up(self, frames: int) -> None:
+        """Run the graphs once on so many black frames of the input size: the first batch of a size is slow."""
+        self.engine.run(np.zeros((frames, *self.bundle.manifest.input_size, 3), np.uint8), self._handle)
 
     def _tiled(self, frames: Sequence[U8], exclude_images: Sequence[int] | None) -> tuple[list[F32], dict[str, float]]:
         """Each frame cut into overlapping tiles of the input size, their maps blended."""
@@ -166,22 +211,31 @@ class Inspector:
             maps.append(blender.result())
         return maps, total
 
-    def _check_golden(self) -> None:
-        for golden in self.bundle.golden():
-            (found,), _ = self.maps([golden.frame])
-            if found.shape != golden.map.shape:
-                raise BundleError(
-                    f"{self.bundle.location}: golden frame {golden.name} gives a map of {found.shape}, expected "
-                    f"{golden.map.shape}; the bundle's graphs and golden frames do not belong together: export it anew"
-                )
-            spread = float(np.ptp(golden.map)) + 1e-6
-            difference = float(np.quantile(np.abs(found - golden.map), GOLDEN_QUANTILE)) / spread
-            if not difference <= GOLDEN_TOLERANCE:
-                raise BundleError(
-                    f"{self.bundle.location}: golden frame {golden.name} differs by {difference:.3g} of its map's spread "
-                    f"on {self.engine.name} (at most {GOLDEN_TOLERANCE}); this machine does not compute what was "
-                    "exported: do not use the bundle here, export it anew"
-                )
+    def check_golden(self, golden: GoldenFrame) -> None:
+        """BundleError where this engine does not give the map that the exporting machine computed."""
+        (found,), _ = self.maps([golden.frame])
+        if found.shape != golden.map.shape:
+            raise BundleError(
+                f"{self.bundle.location}: golden frame {golden.name} gives a map of {found.shape}, expected "
+                f"{golden.map.shape}; the bundle's graphs and golden frames do not belong together: export it anew"
+            )
+        spread = float(np.ptp(golden.map)) + 1e-6
+        difference = float(np.quantile(np.abs(found - golden.map), GOLDEN_QUANTILE)) / spread
+        if not difference <= GOLDEN_TOLERANCE:
+            raise BundleError(
+                f"{self.bundle.location}: golden frame {golden.name} differs by {difference:.3g} of its map's spread "
+                f"on {self.engine.name} (at most {GOLDEN_TOLERANCE}); this machine does not compute what was "
+                "exported: do not use the bundle here, export it anew"
+            )
+
+
+def read_bank(bundle: Bundle) -> Bank:
+    """The bank of a product bundle. BundleError for a bundle of weights, and for a file that is no bank."""
+    if bundle.manifest.kind != "product":
+        raise BundleError(
+            f"{bundle.location} holds weights but no product; make one with `adclick bank --weights {bundle.location}`"
+        )
+    return Bank.from_bytes(bundle.read(BANK), name=f"{bundle.location}: {BANK}")
 
 
 def scaled_size(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
@@ -190,3 +244,9 @@ def scaled_size(shape: tuple[int, ...], scale: float) -> tuple[int, int]:
     """
     height, width = (max(1, round(side * scale / MAP_STRIDE)) * MAP_STRIDE for side in shape[:2])
     return height, width
+
+
+def _valid(regions: Regions, map_shape: tuple[int, ...]) -> npt.NDArray[np.bool_] | None:
+    if not regions.roi and not regions.ignore:
+        return None
+    return valid_mask(regions, map_shape[0], map_shape[1])

@@ -103,7 +103,7 @@ def test_the_line_judges_as_inspect_does(bundles: LineBundles, tmp_path: Path) -
                 assert verdict.product == "nut"
                 boxes = [(b.left, b.top, b.width, b.height) for b in truth.regions[: len(verdict.regions)]]
                 assert [(r.left, r.top, r.width, r.height) for r in verdict.regions] == boxes
-                assert set(verdict.stage_ms) >= {"decode", "features", "residual", "segment", "waiting", "total"}
+                assert set(verdict.stage_ms) >= {"read", "features", "residual", "segment", "waiting", "total"}
         assert expected[1].verdict != expected[0].verdict
 
 

@@ -127,7 +127,8 @@ def test_a_number_comes_once(tmp_path: Path) -> None:
         assert camera.hear(VerdictMessage).seq == 3
         for seq in (3, 2):
             camera.frame(seq)
-            assert camera.hear(ErrorMessage).code == "bad_sequence"
+            error = camera.hear(ErrorMessage)
+            assert (error.code, error.seq) == ("bad_sequence", seq)
         tally = line.books.cameras()["cam"]
         assert (tally.received, tally.missed, tally.bad_messages) == (1, 3, 2)
 
