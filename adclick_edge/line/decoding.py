@@ -98,9 +98,10 @@ class DecodeWorker(threading.Thread):
         except Exception as error:  # whatever a decoder throws at hostile bytes, the worker lives on
             self._fail(job, ImageError(f"{job.name}: cannot be decoded: {type(error).__name__}: {error}"))
         else:
-            assert job.prepared is not None
-            job.stats = self._measure(job.prepared)
+            prepared = job.prepared
+            assert prepared is not None
             self._scheduler.decoded(job)
+            job.stats = self._measure(prepared)  # while the engine works; a frame that is quicker goes unmeasured
 
     def _fail(self, job: Job, error: AdclickError) -> None:
         self._scheduler.drop(job)

@@ -8,9 +8,10 @@ from bundle_samples import reseal
 from adclick_edge.bundle import GoldenFrame, golden_files, read_bundle, write_bundle
 from adclick_edge.data.dataset import open_product
 from adclick_edge.data.images import read_image
+from adclick_edge.data.resize import fit
 from adclick_edge.errors import BundleError, CalibrationError, EngineError
 from adclick_edge.runtime.calibration import calibrate, store_calibration
-from adclick_edge.runtime.inspector import Inspector
+from adclick_edge.runtime.inspector import Inspector, read_bank
 from adclick_edge.runtime.regions import Regions, store_regions
 
 FRACTIONS_OF_SPOT = (0.55, 0.25)
@@ -67,6 +68,37 @@ def test_a_defect_is_ng_where_it_is_and_a_normal_part_is_not(product_bundle: Pat
     assert strongest.top <= FRACTIONS_OF_SPOT[1] * 128 <= strongest.top + strongest.height
     assert bad.verdict.bundle_version == version
     assert set(bad.verdict.stage_ms) == {"resize", "features", "residual", "segment"}
+
+
+def test_boxes_are_in_pixels_of_the_frame_as_it_was_before_it_was_resized(
+    product_bundle: Path, normal: np.ndarray
+) -> None:
+    big = damaged(normal.repeat(2, axis=0).repeat(3, axis=1))
+    with Inspector.open(product_bundle, threads=1) as inspector:
+        (expected,) = inspector.inspect([big], ["a"])
+        fitted = fit(big, inspector.bundle.manifest.input_size)
+        (found,) = inspector.inspect([fitted], ["a"], shapes=[big.shape[:2]])
+        assert found.verdict.regions == expected.verdict.regions
+        (small,) = inspector.inspect([fitted], ["a"])
+        assert small.verdict.regions != expected.verdict.regions
+        with pytest.raises(ValueError, match="zip"):
+            inspector.inspect([fitted], ["a"], shapes=[])
+
+
+def test_settings_are_read_before_any_of_them_is_taken_over(bundle_copy: Path) -> None:
+    with Inspector.open(bundle_copy, threads=1) as inspector:
+        before = inspector.settings
+        (bundle_copy / "regions.json").write_bytes(b"{")
+        with pytest.raises(BundleError, match=r"regions\.json"):
+            inspector.reload_settings()
+        assert inspector.settings is before
+
+
+def test_two_products_may_share_an_engine(product_bundle: Path, normal: np.ndarray) -> None:
+    with Inspector.open(product_bundle, threads=1) as first, read_bundle(product_bundle) as bundle:
+        second = Inspector(bundle, first.engine, bank=read_bank(bundle))
+        second.warm_up(3)
+        np.testing.assert_array_equal(second.maps([normal])[0][0], first.maps([normal])[0][0])
 
 
 def test_no_frames_give_no_verdicts(product_bundle: Path) -> None:
