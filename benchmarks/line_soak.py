@@ -99,7 +99,7 @@ def run(folder: Path, bundles: list[Path], call: argparse.Namespace) -> dict[str
         "products": {PRODUCT: {"bundle": bundles[0]}},
         "cameras": {
             name: {"product": PRODUCT, "deadline_ms": call.deadline_ms, "overload": policies[name], "queue": 4}
-            for name in (*names, "gauge")
+            for name in names
         }
         | {"gauge": {"product": PRODUCT, "deadline_ms": 5000.0, "queue": 4}},
         "routing": {"budget_per_hour": 600, "audit_share": 0.01},

@@ -22,8 +22,8 @@ __all__ = [
 OverloadPolicy = Literal["reject_newest", "drop_oldest", "block"]
 """What happens to a frame that finds its camera's queue full.
 
-``reject_newest``: it is answered with not_inspected(overload) at once. ``drop_oldest``: the oldest that waits is, and it takes
-its place. ``block``: there are only as many credits as places, so the camera waits, and answers by itself for triggers it
+``reject_newest``: it is answered with not_inspected(overload) at once. ``drop_oldest``: the oldest that
+nobody works on yet is, and it takes its place. ``block``: there are only as many credits as places, so the camera waits, and answers by itself for triggers it
 could not send.
 """
 

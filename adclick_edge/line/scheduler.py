@@ -65,12 +65,14 @@ class _Camera:
         return len(self.raw) + len(self.decoding) + len(self.ready)
 
     def oldest(self) -> Job:
-        """Frames are decoded in order, so that what is ready is older than what is being decoded."""
+        """The oldest that nobody worked on yet: to drop a decoded one would cost its work, and at every trigger again, so
+        that a camera that triggers faster than it is judged would never have a frame ready when its turn comes.
+        """
+        if self.raw:
+            return self.raw[0]
         if self.ready:
             return self.ready[0]
-        if self.decoding:
-            return min(self.decoding, key=lambda job: job.seq)
-        return self.raw[0]
+        return min(self.decoding, key=lambda job: job.seq)
 
 
 class Scheduler:
@@ -186,6 +188,8 @@ class Scheduler:
             self._judge.notify_all()
 
     def _remove(self, camera: _Camera, job: Job) -> None:
+        if job in camera.decoding or job in camera.ready:
+            camera.decode_turn -= 1  # its turn came to nothing
         camera.decoding.discard(job)
         for queue in (camera.raw, camera.ready):
             if job in queue:

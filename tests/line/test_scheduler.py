@@ -63,7 +63,7 @@ def test_a_full_queue_turns_the_newest_away(policy: OverloadPolicy) -> None:
     assert scheduler.waiting("a") == 2
 
 
-def test_a_full_queue_drops_the_oldest_wherever_it_is() -> None:
+def test_a_full_queue_drops_the_oldest_nobody_works_on() -> None:
     scheduler = scheduler_of({"a": (3, "drop_oldest")})
     jobs = [make_job(seq=i) for i in range(6)]
     for job in jobs[:3]:
@@ -73,11 +73,34 @@ def test_a_full_queue_drops_the_oldest_wherever_it_is() -> None:
     scheduler.decoded(first)
     second = scheduler.next_raw(0)
     assert second is jobs[1]
-    assert scheduler.add(jobs[3]) is jobs[0]  # ready
-    assert scheduler.add(jobs[4]) is jobs[1]  # being decoded
-    scheduler.decoded(second)  # comes back too late, and is not taken
-    assert scheduler.add(jobs[5]) is jobs[2]  # raw
-    assert [job.seq for job in decode_all(scheduler)] == [3, 4, 5]
+    assert scheduler.add(jobs[3]) is jobs[2]
+    assert scheduler.next_raw(0) is jobs[3]
+    assert scheduler.add(jobs[4]) is jobs[0]  # nothing raw is left: what is ready, then what is being decoded
+    assert scheduler.add(jobs[5]) is jobs[4]
+    scheduler.decoded(second)
+    scheduler.decoded(jobs[3])
+    decode_all(scheduler)
+    batch = scheduler.next_batch(0)
+    assert batch is not None
+    assert [job.seq for job in batch.jobs] == [1, 3, 5]
+
+
+@pytest.mark.parametrize("policy", ["reject_newest", "drop_oldest"])
+def test_every_policy_gets_its_share_of_an_overloaded_line(policy: OverloadPolicy) -> None:
+    """Two cameras trigger twice as often as the line can judge; each must get half of it."""
+    cameras: dict[str, tuple[int, OverloadPolicy]] = {"a": (4, policy), "b": (4, "reject_newest")}
+    scheduler = scheduler_of(cameras, max_batch=2)
+    served: Counter[str] = Counter()
+    for seq in range(400):
+        for name in cameras:
+            scheduler.add(make_job(name, seq, deadline_ms=1e6))
+        decode_all(scheduler)
+        if seq % 2:
+            batch = scheduler.next_batch(0)
+            assert batch is not None
+            served.update(job.camera for job in batch.jobs)
+    assert sum(served.values()) > 380
+    assert abs(served["a"] - served["b"]) <= 6
 
 
 def test_a_camera_that_floods_delays_only_itself() -> None:
