@@ -91,7 +91,7 @@ def test_every_policy_gets_its_share_of_an_overloaded_line(policy: OverloadPolic
     taken; a camera that drops its oldest must not drop the decoded one every time.
     """
     cameras: dict[str, tuple[int, OverloadPolicy]] = {"a": (4, policy)}
-    cameras |= {name: (4, "reject_newest") for name in "bcd"}
+    cameras |= dict.fromkeys("bcd", (4, "reject_newest"))
     scheduler = scheduler_of(cameras, max_batch=2)
     served: Counter[str] = Counter()
     for step in range(400):
