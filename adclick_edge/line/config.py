@@ -22,9 +22,9 @@ __all__ = [
 OverloadPolicy = Literal["reject_newest", "drop_oldest", "block"]
 """What happens to a frame that finds its camera's queue full.
 
-``reject_newest``: it is answered with not_inspected(overload) at once. ``drop_oldest``: the oldest that
-nobody works on yet is, and it takes its place. ``block``: there are only as many credits as places, so the camera waits, and answers by itself for triggers it
-could not send.
+``reject_newest``: it is answered with not_inspected(overload) at once. ``drop_oldest``: the oldest that nobody works on yet
+is, and it takes its place. ``block``: there are only as many credits as places, so the camera waits, and answers by itself
+for triggers it could not send.
 """
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
