@@ -9,7 +9,7 @@ _EXAMPLE = """\
 [line]
 name = "line1"
 # Endpoints that cameras connect to. Under systemd use /run/adclick; the service has no /tmp it could write to.
-bind = ["ipc:///run/adclick/line.ipc"]
+bind = ["ipc:///tmp/adclick/line.ipc"]
 # Verdicts and counts are published here. (example)
 # monitor = "ipc:///run/adclick/monitor.ipc"
 # /healthz /readyz /metrics /status
