@@ -18,7 +18,7 @@ from command_line import Adclick, Ran
 from adclick_edge import __version__, cli
 from adclick_edge.bundle import read_bundle
 from adclick_edge.commands import bank as bank_command
-from adclick_edge.errors import AdclickError
+from adclick_edge.errors import AdclickError, ConfigError, ProtocolError, UsageError
 from adclick_edge.runtime.inspector import Inspector
 
 METRICS = ("pixel_ap", "pixel_auroc", "pro", "image_auroc", "image_ap", "f1_max")
@@ -206,11 +206,12 @@ def test_every_error_class_has_its_exit_code(adclick: Adclick, monkeypatch: pyte
     for one in classes:
 
         def fail(error: type[AdclickError] = one) -> None:
-            raise error("[bold]what[/bold] is wrong")
+            words = ["bad_message"] if error is ProtocolError else []
+            raise error(*words, "[bold]what[/bold] is wrong")
 
         monkeypatch.setattr(cli, "app", fail)
         found = adclick()
-        assert found.code == (2 if one.__name__ == "UsageError" else 1)
+        assert found.code == (2 if one in (UsageError, ConfigError) else 1)
         assert found.said.strip() == "error: [bold]what[/bold] is wrong"
         assert found.out == ""
 

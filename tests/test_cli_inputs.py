@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from command_line import Adclick, Ran
 
 from adclick_edge.bundle import read_bundle
 from adclick_edge.commands import bank as bank_command
-from adclick_edge.runtime.inspector import Inspector
+from adclick_edge.runtime.inspector import Inspector, Settings
 from adclick_edge.runtime.regions import load_regions
 
 TRIANGLE = [[0.1, 0.1], [0.9, 0.1], [0.9, 0.9]]
@@ -227,13 +228,12 @@ def test_an_overlay_that_cannot_be_written_costs_no_verdict(
 def test_what_the_inspector_notices_is_said(
     adclick: Adclick, product_bundle: Path, line: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = Inspector.reload_settings
+    plain = Inspector.read_settings
 
-    def noticing(self: Inspector) -> None:
-        plain(self)
-        self.notices = ("look here",)
+    def noticing(self: Inspector) -> Settings:
+        return replace(plain(self), notices=("look here",))
 
-    monkeypatch.setattr(Inspector, "reload_settings", noticing)
+    monkeypatch.setattr(Inspector, "read_settings", noticing)
     found = adclick("inspect", product_bundle, line / "flange" / "test" / "crack", "--json")
     assert "look here" in found.err
     assert verdicts_of(found)["received"] == 2

@@ -57,12 +57,10 @@ def test_a_stuck_engine_is_answered_for_by_the_deadline(tmp_path: Path) -> None:
         verdicts = camera.verdicts(2)
         assert time.monotonic() - began < 2
         assert {(v.verdict, v.reason) for v in verdicts.values()} == {("not_inspected", "deadline")}
-        assert all(v.stage_ms["total"] <= 150 for v in verdicts.values())
         release.set()
         line.until(lambda: line.books.cameras()["cam"].late_results >= 1)
         tally = line.books.cameras()["cam"]
         assert tally.not_inspected == {"deadline": 2}
-        assert tally.late == 0
         assert tally.balanced()
 
 
