@@ -1,8 +1,8 @@
 """What words bring: frames of the sample line on which two kinds of defect overlap, one of them meant.
 
-    python benchmarks/click_words.py CLICKS.bundle --line LINE --out RESULT.json
+    python benchmarks/click_words.py CLICKS.bundle --line LINE --banks BANKS --out RESULT.json
 
-LINE is a folder made by `adclick sample-line`; a bank of each product's good parts is made beside the result. Each frame is
+LINE is a folder made by `adclick sample-line`; bundles with a bank of each product are kept under BANKS. Each frame is
 clicked on once per kind and way: with the word for the kind that is meant, with none, and with the word for the other kind.
 The robot of the click protocol starts anew each time, so a wrong first answer costs clicks. Frames are drawn from a seed that
 no training run uses.

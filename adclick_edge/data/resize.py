@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from adclick_edge.errors import UsageError
 
-__all__ = ["HALVED_FROM", "fit", "fit_mask"]
+__all__ = ["HALVED_FROM", "fit", "fit_mask", "halved_first"]
 
 HALVED_FROM = 4
 """On both axes. Below that, areas that end at every second pixel would blur what the network sees."""
@@ -36,11 +36,7 @@ def fit(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.u
     # One axis at a time: OpenCV's area filter silently becomes a linear one on both axes when either grows.
     shrunk = (min(image.shape[0], height), min(image.shape[1], width))
     out = image
-    while (
-        out.shape[0] >= HALVED_FROM * height
-        and out.shape[1] >= HALVED_FROM * width
-        and not (out.shape[0] % 2 or out.shape[1] % 2)
-    ):
+    while halved_first(out.shape, size):
         half = (out.shape[1] // 2, out.shape[0] // 2)
         out = cv2.resize(out, half, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
     if out.shape[:2] != shrunk:
@@ -48,6 +44,12 @@ def fit(image: npt.NDArray[np.uint8], size: tuple[int, int]) -> npt.NDArray[np.u
     if shrunk != (height, width):
         out = cv2.resize(out, (width, height), interpolation=cv2.INTER_LINEAR)  # type: ignore[assignment]
     return out.reshape(height, width, *image.shape[2:])
+
+
+def halved_first(shape: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether `fit` begins by halving an image of ``shape`` [H, W, ...], by the mean of each 2 x 2 pixels, rounded."""
+    even = shape[0] % 2 == 0 and shape[1] % 2 == 0
+    return even and shape[0] >= HALVED_FROM * size[0] and shape[1] >= HALVED_FROM * size[1]
 
 
 def fit_mask(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.float32]:

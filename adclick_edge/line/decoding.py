@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from adclick_edge.errors import AdclickError, ImageError
 from adclick_edge.line.config import Limits
 from adclick_edge.line.job import Job
-from adclick_edge.line.pixels import check_claims, to_input, to_rgb
+from adclick_edge.line.pixels import check_claims, halving_part_bytes, to_input, to_input_from_parts, to_rgb
 from adclick_edge.line.protocol import ENCODED, FrameHeader
 from adclick_edge.line.ring import RingReader
 from adclick_edge.line.scheduler import Scheduler
@@ -38,12 +38,19 @@ class PayloadReader:
         """
         header = job.header
         began = time.perf_counter()
-        data = self.payload(header, job.payload)
-        read = time.perf_counter()
-        job.prepared = to_rgb(header, data) if size is None else to_input(header, data, size)
+        part_bytes = None if header.ring is None or size is None else halving_part_bytes(header, size)
+        if part_bytes is not None and header.ring is not None and size is not None:
+            check_claims(header, header.ring.size_bytes, self._limits)
+            parts = _Timed(self._ring.parts(header.ring, part_bytes))
+            job.prepared = to_input_from_parts(header, parts, size)
+            read_s = parts.seconds
+        else:
+            data = self.payload(header, job.payload)
+            read_s = time.perf_counter() - began
+            job.prepared = to_rgb(header, data) if size is None else to_input(header, data, size)
         job.shape = (header.height, header.width)
-        job.stage_ms["read"] = 1e3 * (read - began)
-        job.stage_ms["decode" if header.format in ENCODED else "resize"] = 1e3 * (time.perf_counter() - read)
+        job.stage_ms["read"] = 1e3 * read_s
+        job.stage_ms["decode" if header.format in ENCODED else "resize"] = 1e3 * (time.perf_counter() - began - read_s)
 
     def payload(self, header: FrameHeader, part: Any) -> memoryview:
         """A frame's bytes, checked: of its message's second ``part``, or those in shared memory, whole but valid only until
@@ -52,6 +59,23 @@ class PayloadReader:
         data = memoryview(part) if header.ring is None else self._ring.view(header.ring)
         check_claims(header, len(data), self._limits)
         return data
+
+
+class _Timed:
+    """Counts the ``seconds`` spent waiting for the next of ``parts``."""
+
+    def __init__(self, parts: Iterator[memoryview]) -> None:
+        self._parts = parts
+        self.seconds = 0.0
+
+    def __iter__(self) -> Iterator[memoryview]:
+        while True:
+            began = time.perf_counter()
+            part = next(self._parts, None)
+            self.seconds += time.perf_counter() - began
+            if part is None:
+                return
+            yield part
 
 
 class DecodeWorker(threading.Thread):

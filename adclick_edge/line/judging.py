@@ -1,5 +1,6 @@
 """The engine's thread: batches to verdicts. It alone runs engines."""
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -25,8 +26,11 @@ from adclick_edge.runtime.inspector import Inspection
 __all__ = ["Judge"]
 
 IDLE_S = 0.1
+U8 = npt.NDArray[np.uint8]
 Post = Callable[[Job, FrameVerdict, str | None], None]
 """Job, its verdict, and what to tell people beyond it."""
+
+_log = logging.getLogger(__name__)
 
 
 class Judge(threading.Thread):
@@ -61,7 +65,11 @@ class Judge(threading.Thread):
                 batch = self._scheduler.next_batch(IDLE_S)
                 if batch is not None:
                     self.busy_since_ns = self._clock()
-                    self._batch(batch, reader)
+                    try:
+                        self._batch(batch, reader)
+                    except Exception as error:  # without this thread nothing would be judged any more
+                        _log.exception("a batch could not be seen through")
+                        self._engine_failed(batch.jobs, error)
                     self.busy_since_ns = None
         finally:
             reader.close()
@@ -69,14 +77,15 @@ class Judge(threading.Thread):
     def _batch(self, batch: Batch, reader: PayloadReader) -> None:
         for job in batch.hopeless:
             self._post(job, not_inspected("deadline", frame=job.name), None)
-        jobs = [job for job in batch.jobs if not job.answered]
-        if not jobs:
-            return
-        frames = [job.prepared for job in jobs]  # for the shadow; an answer lets go of them
-        inspections: list[Inspection | None] = []
+        # The front lets go of a job's pixels when it answers it, at any moment; ours stay until the batch is done.
+        taken = [(job, frame) for job in batch.jobs if (frame := job.prepared) is not None]
         with self._models.using(batch.product) as model:
+            taken = self._fitting(model, taken, reader)
+            if not taken:
+                return
+            jobs, frames = [job for job, _ in taken], [frame for _, frame in taken]
             try:
-                inspections = self._judge(model, jobs, reader)
+                inspections = self._judge(model, jobs, frames)
             except Exception as error:  # a back end may raise anything; the line goes on
                 self._engine_failed(jobs, error)
                 return
@@ -85,23 +94,34 @@ class Judge(threading.Thread):
                     self._finish(model, job, inspection, reader)
         self._shadow(batch.product, jobs, frames, inspections)
 
-    def _judge(self, model: Model, jobs: Sequence[Job], reader: PayloadReader) -> list[Inspection | None]:
-        began = self._clock()
+    def _fitting(self, model: Model, taken: Sequence[tuple[Job, U8]], reader: PayloadReader) -> list[tuple[Job, U8]]:
+        """Frames of the size that ``model`` takes: those decoded for a bundle that was swapped meanwhile are decoded again."""
         size = None if model.tiled else model.input_size
-        for job in jobs:
-            assert job.prepared is not None
-            if job.prepared.shape[:2] != (size or job.shape):
-                reader.prepare(job, size)  # decoded for a bundle that was swapped meanwhile
+        found = []
+        for job, frame in taken:
+            if frame.shape[:2] == (size or job.shape):
+                found.append((job, frame))
+                continue
+            try:
+                frame = reader.prepare(job, size)
+            except Exception as error:
+                self._engine_failed([job], error)
+            else:
+                found.append((job, frame))
+        return found
+
+    def _judge(self, model: Model, jobs: Sequence[Job], frames: Sequence[U8]) -> list[Inspection | None]:
+        began = self._clock()
         try:
-            found: list[Inspection | None] = list(self._run(model, jobs))
+            found: list[Inspection | None] = list(self._run(model, jobs, frames))
         except Exception as error:
             if len(jobs) == 1:
                 raise
             # One frame that the engine cannot stand must not take the others with it.
             found = []
-            for job in jobs:
+            for job, frame in zip(jobs, frames, strict=True):
                 try:
-                    found.extend(self._run(model, [job]))
+                    found.extend(self._run(model, [job], [frame]))
                 except Exception:
                     found.append(None)
                     self._engine_failed([job], error)
@@ -109,8 +129,7 @@ class Judge(threading.Thread):
             self._scheduler.took(model.product, len(jobs), self._clock() - began)
         return found
 
-    def _run(self, model: Model, jobs: Sequence[Job]) -> list[Inspection]:
-        frames = [job.prepared for job in jobs if job.prepared is not None]
+    def _run(self, model: Model, jobs: Sequence[Job], frames: Sequence[U8]) -> list[Inspection]:
         return model.judge(frames, [job.name for job in jobs], [job.shape for job in jobs])
 
     def _engine_failed(self, jobs: Sequence[Job], error: Exception) -> None:
@@ -120,21 +139,24 @@ class Judge(threading.Thread):
 
     def _finish(self, model: Model, job: Job, inspection: Inspection, reader: PayloadReader) -> None:
         verdict = inspection.verdict
+        payload = job.payload  # an answer, which may come at any moment, lets go of it
         why = None
         if verdict.verdict != "not_inspected" and not job.answered:
             why = self._router.wants(job.camera, job.product, verdict)
         # Its verdict lets the camera use a slot in shared memory again, so that is read before; all else comes after.
         early = why is not None and job.header.ring is not None
-        payload = job.payload  # the answer lets go of it
         candidate = self._candidate(model, job, payload, inspection, reader) if early else None
         self._post(job, verdict, None)
-        if why is not None and not early:
-            candidate = self._candidate(model, job, payload, inspection, reader)
-        if why is not None and candidate is not None:
-            self._router.offer(candidate, why)
-        if verdict.score is not None and job.stats is not None:
-            calibrated = verdict.reason != "uncalibrated"
-            self._drift.add(job.camera, job.product, job.stats, verdict.score, verdict.verdict, calibrated=calibrated)
+        try:
+            if why is not None and not early:
+                candidate = self._candidate(model, job, payload, inspection, reader)
+            if why is not None and candidate is not None:
+                self._router.offer(candidate, why)
+            if (stats := job.stats) is not None and verdict.score is not None:
+                calibrated = verdict.reason != "uncalibrated"
+                self._drift.add(job.camera, job.product, stats, verdict.score, verdict.verdict, calibrated=calibrated)
+        except Exception:  # the rest of the batch waits for its verdicts
+            _log.exception("a frame could not be passed on")
 
     def _candidate(
         self, model: Model, job: Job, payload: Any, inspection: Inspection, reader: PayloadReader
@@ -156,7 +178,7 @@ class Judge(threading.Thread):
                 judged_utc=datetime.now(UTC),
                 valid=model.valid(inspection.map.shape),
             )
-        except AdclickError:
+        except Exception:  # also what a decoder or a disk raises, and memory that is not there
             self._router.lost()
             return None
 
@@ -164,7 +186,7 @@ class Judge(threading.Thread):
         self,
         product: str,
         jobs: Sequence[Job],
-        frames: Sequence[npt.NDArray[np.uint8] | None],
+        frames: Sequence[U8],
         inspections: Sequence[Inspection | None],
     ) -> None:
         if not self._models.shadowed(product):
@@ -172,7 +194,7 @@ class Judge(threading.Thread):
         judged = [
             (frame, job, found.verdict)
             for frame, job, found in zip(frames, jobs, inspections, strict=True)
-            if frame is not None and found is not None
+            if found is not None
         ]
         if judged:
             self._models.shadow_judge(

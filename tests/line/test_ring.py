@@ -17,7 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from adclick_edge.errors import LineError, ProtocolError, UsageError
 from adclick_edge.line import ring_reader
-from adclick_edge.line.protocol import FrameHeader, RingSlot, decode_camera_message, encode
+from adclick_edge.line.pixels import halving_part_bytes, to_input, to_input_from_parts
+from adclick_edge.line.protocol import FrameHeader, PixelFormat, RingSlot, decode_camera_message, encode
 from adclick_edge.line.ring import RingReader, RingWriter, remove_leftovers
 from adclick_edge.line.ring_layout import HEADER, MAGIC, RECORD, SHM_FOLDER, Geometry, is_ring_name, record_at
 
@@ -642,3 +643,29 @@ def test_the_layout_is_as_documented() -> None:
     )  # fmt: skip
     assert [record_at(slot) for slot in range(3)] == [64, 128, 192]
     assert Geometry(3, 8192, 4096, 77).data_at(2) == 4096 + 2 * 8192
+
+
+@pytest.mark.parametrize("frame_format", ["rgb8", "bgr8", "mono8"])
+def test_a_large_frame_read_piece_by_piece_is_the_same_picture(tmp_path: Path, frame_format: PixelFormat) -> None:
+    channels = 1 if frame_format == "mono8" else 3
+    pixels = np.random.default_rng(5).integers(0, 256, (1082, 800, channels), np.uint8)
+    with RingWriter("cam", 2, pixels.nbytes, folder=tmp_path) as writer:
+        slot = writer.write(pixels.tobytes())
+        header = FrameHeader(seq=0, format=frame_format, width=800, height=1082, ring=slot)
+        reader = RingReader(folder=tmp_path)
+        part_bytes = halving_part_bytes(header, (64, 64))
+        assert part_bytes is not None
+        assert part_bytes < slot.size_bytes
+        found = to_input_from_parts(header, reader.parts(slot, part_bytes), (64, 64))
+        np.testing.assert_array_equal(found, to_input(header, reader.view(slot), (64, 64)))
+        assert halving_part_bytes(header, (256, 256)) is None  # too near its size to be halved
+        # Used again in the middle: said at the end, so that it is never judged.
+        parts = reader.parts(slot, part_bytes)
+        next(parts)
+        writer.release(slot)
+        while writer.write(pixels.tobytes()).slot != slot.slot:
+            pass
+        with pytest.raises(ProtocolError, match="while it was read") as raised:
+            list(parts)
+        assert raised.value.code == "bad_frame"
+        reader.close()

@@ -273,3 +273,27 @@ def test_no_frame_is_lost_or_handed_out_twice(steps: list[tuple[str, str]], poli
     assert len(left) == len(set(map(id, left)))
     assert set(map(id, left)) == set(map(id, added))
     assert all(scheduler.waiting(name) == 0 for name in "abc")
+
+
+def test_an_estimate_that_gives_every_frame_up_is_tried_again() -> None:
+    """Nothing that is given up corrects it: after one slow batch the line would never judge again."""
+    clock = Clock()
+    scheduler = scheduler_of({"a": (8, "reject_newest")}, clock=clock)
+    judged = []
+    cost_ms = 900.0
+    for seq in range(40):
+        now_ms = clock.now / MS
+        scheduler.add(make_job(seq=seq, now_ms=now_ms, deadline_ms=500))
+        decode_all(scheduler)
+        batch = scheduler.next_batch(0)
+        assert batch is not None
+        if batch.jobs:
+            judged.append(seq)
+            clock.now += int(cost_ms * MS)
+            scheduler.took("p", 1, int(cost_ms * MS))
+            cost_ms = 20.0 if len(judged) > 2 else 900.0
+        clock.now += 100 * MS
+    assert judged[0] == 0
+    assert 10 <= judged[1] <= 12  # a second later, no sooner
+    assert judged[3:] == list(range(judged[3], 40))
+    assert judged[3] < 40
