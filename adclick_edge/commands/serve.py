@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-from adclick_edge.errors import UsageError
+from adclick_edge.errors import LineError, UsageError
 from adclick_edge.files import write_text
 from adclick_edge.line.daemon import Daemon
 from adclick_edge.line.example_file import example_line_file
@@ -31,7 +31,8 @@ def run(line_file: Path, json_logs: bool | None) -> None:
         with Daemon(config) as daemon:
             notify(READY)
             while not asked.wait(LOOK_EVERY_S) and not daemon.stop_asked.is_set():
-                pass
+                if ended := daemon.ended():
+                    raise LineError(f"{', '.join(ended)}: ended by a fault of the program, see the log; start it again")
             notify(STOPPING)
     finally:
         for number, handler in before.items():

@@ -11,8 +11,12 @@ from adclick_edge.line.job import Job
 from adclick_edge.line.tally import CameraTally
 from adclick_edge.runtime.decision import Reason, Verdict
 
-__all__ = ["Books"]
+__all__ = ["MOST_MISSED", "Books"]
 
+MOST_MISSED = 1 << 53
+"""Where the count of missed triggers ends: cameras state the numbers it comes from, and not every reader of the books takes
+integers of any size.
+"""
 RATE_OVER_NS = 5_000_000_000
 
 
@@ -44,10 +48,10 @@ class Books:
             tally.connected = True
             known = self._expected.get(camera)
             if known is not None and known[0] == session:
-                tally.missed += max(0, next_seq - known[1])
+                self._miss(tally, next_seq - known[1])
                 next_seq = max(next_seq, known[1])
             else:
-                tally.missed += min(unanswered, next_seq)
+                self._miss(tally, min(unanswered, next_seq))
             self._expected[camera] = (session, next_seq)
 
     def gone(self, camera: str) -> None:
@@ -65,10 +69,13 @@ class Books:
             tally = self._cameras[job.camera]
             known = self._expected.get(job.camera)
             if known is not None and known[0] == job.session:
-                tally.missed += max(0, job.seq - known[1])
+                self._miss(tally, job.seq - known[1])
             self._expected[job.camera] = (job.session, job.seq + 1)
             tally.received += 1
             tally.pending += 1
+
+    def _miss(self, tally: CameraTally, triggers: int) -> None:
+        tally.missed = min(MOST_MISSED, tally.missed + max(0, triggers))
 
     def answer(self, job: Job, verdict: Verdict, reason: Reason | None, now: int) -> bool:
         """Enter the answer; False if there was one already, and this one must be dropped."""

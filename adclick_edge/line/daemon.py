@@ -121,7 +121,6 @@ class Daemon:
     def start(self) -> None:
         """Load, bind, run. On an error everything begun is undone, and the error says what to do."""
         config, line = self.config, self.config.line
-        line.state.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             self._control = ControlServer(line.state / CONTROL_SOCKET, self._carry_out)
             self._control.start()  # first: it holds the state folder, so that two daemons never share one
@@ -188,7 +187,10 @@ class Daemon:
             thread.start()
 
     def stop(self) -> None:
-        """Judge what was taken for ``drain_s`` at most, answer the rest with shutdown, and end every thread."""
+        """Judge what was taken for ``drain_s`` at most, answer the rest with shutdown, and end every thread.
+
+        What cannot be written any more is logged; the rest is ended all the same.
+        """
         if self._stopping.is_set():
             return
         self._stopping.set()
@@ -199,28 +201,44 @@ class Daemon:
             self._front.stop()
         self._scheduler.stop()
         for worker in self._workers:
-            worker.stop()
+            if worker.is_alive():
+                worker.stop()
         if self._judge is not None and self._judge.is_alive():
             self._judge.stop()
+        if self._house is not None and self._house.is_alive():
+            self._house.join(10)
+        for part in (self._stop_router, self._stop_http, self._close_models, self._close_books, self._stop_gate):
+            try:
+                part()
+            except Exception as error:
+                self._log.error("not ended in order", part=part.__name__, why=f"{type(error).__name__}: {error}")
+        self._context.destroy()  # sockets were closed with the time their last messages may take
+        sys.setswitchinterval(self._switch_interval)
+        if self._control is not None:
+            self._control.stop()  # last: it holds the state folder, which another daemon may be waiting for
+        self._log.info("stopped", **self._sums())
+
+    def _stop_router(self) -> None:
         if self._router is not None:
             self._router.stop()
-        if self._house is not None:
-            self._house.join(10)
+
+    def _stop_http(self) -> None:
         if self._http is not None:
             self._http.stop()
-        if self._control is not None:
-            self._control.stop()
+
+    def _close_models(self) -> None:
         if self._judge is None or not self._judge.is_alive():
             self.models.close()
+
+    def _close_books(self) -> None:
         if self._front is not None:
             self._shift.observe(self.tally())
             self._shift.close()
             self._drift.save(self._drift_file)
+
+    def _stop_gate(self) -> None:
         if self._gate is not None:
             self._gate.stop()
-        self._context.destroy()  # sockets were closed with the time their last messages may take
-        sys.setswitchinterval(self._switch_interval)
-        self._log.info("stopped", **self._sums())
 
     # What others ask
 
@@ -261,11 +279,18 @@ class Daemon:
         silent = (now - self._front.beat_ns) / 1e9
         if (busy := self._judge.busy_since_ns) is not None and (now - busy) / 1e9 > ENGINE_STUCK_S:
             silent = max(silent, (now - busy) / 1e9)
-        if not self._stopping.is_set() and not (self._front.is_alive() and self._judge.is_alive()):
-            silent = float("inf")
-        return silent
+        return float("inf") if self.ended() else silent
+
+    def ended(self) -> list[str]:
+        """Threads that ended by a fault, without which frames are not judged; the daemon must be started again."""
+        if self._stopping.is_set():
+            return []
+        needed = (self._front, self._judge, *self._workers)
+        return [thread.name for thread in needed if thread is not None and not thread.is_alive()]
 
     def _carry_out(self, request: Request) -> Reply:
+        if self._stopping.is_set() and isinstance(request, Swap | Rollback | Shadow | Reload):
+            return Reply(False, "the daemon is stopping; nothing was changed")
         match request:
             case Swap(product, bundle, force):
                 return self._outcome("swap", self.models.swap(product, bundle, force=force))
@@ -365,10 +390,11 @@ class Daemon:
         """Clients that the gate turned away count as strangers; a broken allow-list is said."""
         if self._gate is None:
             return
-        for why, count in self._gate.refused().items():
+        refused = self._gate.refused()
+        for why, count in refused.items():
             if count > self._refused.get(why, 0):
                 self._log.warning("connection refused", why=why, count=count)
-            self._refused[why] = count
+        self._refused = refused  # another one each time: other threads may be reading the old one
         if problem := self._gate.problem():
             self._log.error("the allow-list on disk is not in use", why=problem)
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,11 @@ class PayloadReader:
     def close(self) -> None:
         self._ring.close()
 
-    def prepare(self, job: Job, size: tuple[int, int] | None) -> None:
+    def prepare(self, job: Job, size: tuple[int, int] | None) -> U8:
         """Set the job's ``prepared`` (at ``size``, or as large as it is), ``shape``, and the times of ``read`` and ``resize``
         (of compressed frames ``decode``, the two in one). ImageError, ProtocolError.
+
+        Returns the pixels: the job's own are gone once it is answered, which may be at any moment.
         """
         header = job.header
         began = time.perf_counter()
@@ -42,15 +45,19 @@ class PayloadReader:
         if part_bytes is not None and header.ring is not None and size is not None:
             check_claims(header, header.ring.size_bytes, self._limits)
             parts = _Timed(self._ring.parts(header.ring, part_bytes))
-            job.prepared = to_input_from_parts(header, parts, size)
+            pixels = to_input_from_parts(header, parts, size)
             read_s = parts.seconds
         else:
             data = self.payload(header, job.payload)
             read_s = time.perf_counter() - began
-            job.prepared = to_rgb(header, data) if size is None else to_input(header, data, size)
+            pixels = to_rgb(header, data) if size is None else to_input(header, data, size)
         job.shape = (header.height, header.width)
         job.stage_ms["read"] = 1e3 * read_s
         job.stage_ms["decode" if header.format in ENCODED else "resize"] = 1e3 * (time.perf_counter() - began - read_s)
+        job.prepared = pixels
+        if job.answered:  # meanwhile; it may be kept for a while, its pixels need not be
+            job.prepared = None
+        return pixels
 
     def payload(self, header: FrameHeader, part: Any) -> memoryview:
         """A frame's bytes, checked: of its message's second ``part``, or those in shared memory, whole but valid only until
@@ -116,16 +123,17 @@ class DecodeWorker(threading.Thread):
             self._scheduler.drop(job)
             return
         try:
-            reader.prepare(job, self._input_size(job.product))
+            prepared = reader.prepare(job, self._input_size(job.product))
         except AdclickError as error:
             self._fail(job, error)
         except Exception as error:  # whatever a decoder throws at hostile bytes, the worker lives on
             self._fail(job, ImageError(f"{job.name}: cannot be decoded: {type(error).__name__}: {error}"))
         else:
-            prepared = job.prepared
-            assert prepared is not None
             self._scheduler.decoded(job)
-            job.stats = self._measure(prepared)  # while the engine works; a frame that is quicker goes unmeasured
+            with suppress(
+                Exception
+            ):  # a picture of two pixels has no focus; whatever it is, it is no matter of the line's
+                job.stats = self._measure(prepared)  # while the engine works; a frame that is quicker goes unmeasured
 
     def _fail(self, job: Job, error: AdclickError) -> None:
         self._scheduler.drop(job)

@@ -6,6 +6,7 @@ that wait too long just before their deadline, everything else at the stop. Resu
 
 import heapq
 import os
+import socket as sockets
 import threading
 import time
 from collections import deque
@@ -52,6 +53,9 @@ CREDITS_BEYOND_QUEUE = 4
 TALLY_NS = 1_000_000_000
 LEAVING_MS = 500
 """How long the last messages may take to leave."""
+ANSWERED_AT_MOST = 64
+"""Answered frames that may still stand among those to expire, beyond as many as are under way."""
+PROBE_S = 0.5
 MONITOR_BACKLOG = 1000
 """Messages kept for a monitor that reads slowly; it loses what comes on top, and nobody waits for it."""
 
@@ -119,15 +123,29 @@ def bind_sockets(
 
 
 def _bind(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
-    if endpoint.startswith("ipc://"):
-        Path(endpoint.removeprefix("ipc://")).parent.mkdir(parents=True, exist_ok=True)
     socket.setsockopt(zmq.IPV6, int("[" in endpoint))
     try:
+        if endpoint.startswith("ipc://"):
+            path = Path(endpoint.removeprefix("ipc://"))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if _is_served(path):  # ZeroMQ would take its place without a word
+                raise LineError(f"cannot bind {endpoint}: another daemon serves it; stop it, or name another path")
         socket.bind(endpoint)
-    except zmq.ZMQError as error:
+    except (zmq.ZMQError, OSError) as error:
         raise LineError(
             f"cannot bind {endpoint}: {error.strerror}; is another daemon running, or is the address not this host's?"
         ) from error
+
+
+def _is_served(path: Path) -> bool:
+    """Whether somebody listens at this socket, which a daemon that was killed leaves behind."""
+    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
+        probe.settimeout(PROBE_S)
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return False
+    return True
 
 
 def _credits(queue: int, policy: str) -> int:
@@ -214,12 +232,16 @@ class Front(threading.Thread):
         try:
             while not self._stopping.is_set():
                 now = self._clock()
+                if (
+                    gap := now - self.beat_ns
+                ) > self._heartbeat_ns:  # the process was suspended, or the host had no time
+                    self._sessions.forgive(gap)
                 self.beat_ns = now
                 if now >= next_beat:
                     self._beat(now)
                     next_beat = now + self._heartbeat_ns // 2
                 if now >= next_tally:
-                    self._publish_all(self._each_second())
+                    self._publish_all()
                     next_tally = now + TALLY_NS
                 due = self._due[0].deadline_ns - self._margin_ns if self._due else next_beat
                 wait_ms = max(0, min(due, next_beat, next_tally) - now) // NS_PER_MS
@@ -236,6 +258,7 @@ class Front(threading.Thread):
             self._leave()
 
     def _leave(self) -> None:
+        self._draining.set()  # also when a fault ended the loop: nobody would answer what came in now
         self._take_posted()
         for job in list(self._pending.values()):
             self._scheduler.drop(job)
@@ -245,7 +268,7 @@ class Front(threading.Thread):
                 break
         for session in self._sessions.all():
             self._send(session, Bye(reason="the daemon stops"))
-        self._publish_all(self._each_second())
+        self._publish_all()
         # Answers already queued in the socket leave first; its context is terminated by the daemon.
         self._router.close(LEAVING_MS)
         if self._monitor is not None:
@@ -268,6 +291,9 @@ class Front(threading.Thread):
             if not job.answered:
                 self._scheduler.drop(job)
                 self._answer(job, not_inspected("deadline", frame=job.name))
+        if len(self._due) > 2 * len(self._pending) + ANSWERED_AT_MOST:  # behind one that waits, with later deadlines
+            self._due = [due for due in self._due if not due.job.answered]
+            heapq.heapify(self._due)
 
     def _beat(self, now: int) -> None:
         for session in self._sessions.silent(now, self._heartbeat_ns):
@@ -326,10 +352,10 @@ class Front(threading.Thread):
         now = self._clock()
         same_clock = self._boot_id is not None and hello.boot_id == self._boot_id
         session = Session(hello.camera, route, hello.session, same_clock, now, now)
-        before = self._sessions.of_route(route)
-        if before is not None and before.session == hello.session and before.camera == hello.camera:
-            session.under_way = before.under_way
-        replaced = self._sessions.open(session)
+        session.under_way = sum(_is_of(job, session) for job in self._pending.values())
+        replaced, other = self._sessions.open(session)
+        if other is not None:
+            self._books.gone(other.camera)
         if replaced is not None:
             self._send(replaced, ErrorMessage(code="replaced", message="another connection said hello under this name"))
         self._books.hello(hello.camera, hello.session, hello.next_seq, hello.unanswered)
@@ -429,7 +455,7 @@ class Front(threading.Thread):
 
     def _session_of(self, job: Job) -> Session | None:
         session = self._sessions.of_route(job.route)
-        return session if session is not None and session.session == job.session else None
+        return session if session is not None and _is_of(job, session) else None
 
     def _answer(self, job: Job, verdict: FrameVerdict) -> None:
         now = self._clock()
@@ -470,9 +496,11 @@ class Front(threading.Thread):
         self._publish(
             f"verdict.{job.camera}", msgspec.json.encode({"camera": job.camera, **msgspec.to_builtins(message)})
         )
-        self._answered(
-            Answered(job, msgspec.structs.replace(verdict, stage_ms=stage_ms), total_ms, now <= job.deadline_ns)
-        )
+        answered = Answered(job, msgspec.structs.replace(verdict, stage_ms=stage_ms), total_ms, now <= job.deadline_ns)
+        try:
+            self._answered(answered)
+        except Exception as error:  # who counts must not stop who answers
+            self._log.error("an answer was not counted", why=f"{type(error).__name__}: {error}")
 
     def _send(self, session: Session, message: VerdictMessage | Heartbeat | ErrorMessage | Welcome | Bye) -> bool:
         session.last_sent_ns = self._clock()
@@ -495,9 +523,16 @@ class Front(threading.Thread):
             ) as error:  # PUB drops for slow readers and does not block; whatever else is not the line's
                 self._log.warning("monitor", why=str(error))
 
-    def _publish_all(self, messages: Mapping[str, bytes]) -> None:
-        for topic, data in messages.items():
-            self._publish(topic, data)
+    def _publish_all(self) -> None:
+        try:
+            for topic, data in self._each_second().items():
+                self._publish(topic, data)
+        except Exception as error:  # who reports must not stop who answers
+            self._log.error("the tally was not published", why=f"{type(error).__name__}: {error}")
+
+
+def _is_of(job: Job, session: Session) -> bool:
+    return (job.route, job.session, job.camera) == (session.route, session.session, session.camera)
 
 
 def _user_of(part: zmq.Frame) -> str | None:

@@ -18,6 +18,8 @@ __all__ = ["Batch", "BatchCost", "Scheduler"]
 
 NS_PER_MS = 1_000_000
 COSTS_REMEMBERED = 16
+COST_DOUBTED_NS = 1_000_000_000
+"""After so long without a batch of one, frames are not given up for what the last ones cost: one is tried."""
 DECODED_AHEAD = 2
 """Batches' worth of frames that may stand decoded: more would be decoded for nothing when they are dropped."""
 
@@ -33,15 +35,23 @@ class Batch:
 class BatchCost:
     """How long a batch takes at best, from the last ones of each size.
 
-    The smallest of the last few: an estimate that one hiccup cannot raise, since frames given up as hopeless would never
-    correct it.
+    The smallest of the last few: an estimate that one hiccup cannot raise. Frames given up as hopeless do not correct it,
+    so it holds against them for a while only (`hopeless_ns`): a host that was busy for some seconds, or a bundle that was
+    too slow and was rolled back, would stop the line for good.
     """
 
     def __init__(self) -> None:
         self._seen: dict[int, deque[int]] = {}
+        self._single_ns = 0
 
-    def add(self, frames: int, took_ns: int) -> None:
+    def add(self, frames: int, took_ns: int, now: int) -> None:
         self._seen.setdefault(frames, deque(maxlen=COSTS_REMEMBERED)).append(took_ns)
+        if frames == 1:
+            self._single_ns = now
+
+    def hopeless_ns(self, now: int) -> int:
+        """A frame with less time left is given up."""
+        return self.least_ns(1) if now - self._single_ns < COST_DOUBTED_NS else 0
 
     def least_ns(self, frames: int) -> int:
         """For a size not seen, in proportion to the next smaller one seen; 0 while nothing is known."""
@@ -178,7 +188,7 @@ class Scheduler:
     def took(self, product: str, frames: int, ns: int) -> None:
         """What a batch cost, so that the next one fits its deadlines."""
         with self._lock:
-            self._costs.setdefault(product, BatchCost()).add(frames, ns)
+            self._costs.setdefault(product, BatchCost()).add(frames, ns, self._clock())
 
     def stop(self) -> None:
         """Let every waiting thread go. What still waits stays with the owner of the books."""
@@ -237,7 +247,7 @@ class Scheduler:
             if camera is None:
                 break
             job = camera.ready[0]
-            if now + cost.least_ns(1) > job.deadline_ns:
+            if now + cost.hopeless_ns(now) > job.deadline_ns:
                 hopeless.append(camera.ready.popleft())
                 continue
             deadline = job.deadline_ns if nearest is None else min(nearest, job.deadline_ns)

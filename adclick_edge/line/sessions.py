@@ -36,22 +36,28 @@ class Sessions:
     def of_route(self, route: bytes) -> Session | None:
         return self._by_route.get(route)
 
-    def open(self, session: Session) -> Session | None:
-        """Enter a session; returns the one it takes the place of, if that was another connection."""
+    def open(self, session: Session) -> tuple[Session | None, Session | None]:
+        """Enter a session; returns the camera's on another connection, and the connection's of another camera: both end."""
         before = self._by_camera.get(session.camera)
         if before is not None:
             self._by_route.pop(before.route, None)
-        if (other := self._by_route.get(session.route)) is not None:
+        other = self._by_route.get(session.route)
+        if other is not None:
             self._by_camera.pop(other.camera, None)  # one connection speaks for one camera
         self._by_camera[session.camera] = session
         self._by_route[session.route] = session
-        return before if before is not None and before.route != session.route else None
+        return before if before is not None and before.route != session.route else None, other
 
     def close(self, session: Session) -> None:
         if self._by_route.get(session.route) is session:
             del self._by_route[session.route]
         if self._by_camera.get(session.camera) is session:
             del self._by_camera[session.camera]
+
+    def forgive(self, ns: int) -> None:
+        """Nobody listened for so long: what cameras said meanwhile is still to be read."""
+        for session in self._by_route.values():
+            session.last_heard_ns += ns
 
     def silent(self, now: int, heartbeat_ns: int) -> list[Session]:
         """Sessions that were not heard of for too long."""

@@ -1,5 +1,6 @@
 """The daemon as a whole, in this process: real bundles, real sockets, real cameras."""
 
+import errno
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import msgspec
@@ -19,6 +20,7 @@ import pytest
 from line_bundles import LineBundles, bad_frame, good_frame, make_line_bundles
 
 from adclick_edge.bundle import read_bundle
+from adclick_edge.commands import serve
 from adclick_edge.errors import EngineError, LineError
 from adclick_edge.line import daemon as daemon_module
 from adclick_edge.line.camera_client import CameraClient
@@ -362,3 +364,112 @@ def test_a_daemon_that_cannot_start_leaves_nothing_behind(bundles: LineBundles, 
         Daemon(msgspec.structs.replace(config, line=taken)).start()
     until(lambda: threading.active_count() == threads)
     assert len(os.listdir("/proc/self/fd")) <= files + 2
+
+
+def test_a_full_disk_at_the_stop_leaves_nothing_running(
+    bundles: LineBundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tmp_path, bundles.nut)
+    threads = threading.active_count()
+    daemon = Daemon(config)
+    daemon.start()
+
+    def full(_: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(daemon._drift, "save", full)
+    daemon.stop()
+    until(lambda: threading.active_count() == threads)
+    with Daemon(config):  # the state folder is free again
+        pass
+
+
+def test_the_state_folder_is_held_until_everything_is_closed(
+    bundles: LineBundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next daemon, which may wait already, must not meet the one before writing there."""
+    config = config_of(tmp_path, bundles.nut)
+    daemon = Daemon(config)
+    daemon.start()
+    close, seen = daemon.models.close, []
+
+    def closing() -> None:
+        reply = ask(tmp_path / "state", Swap("nut", str(bundles.nut)), 10)
+        seen.append((reply.ok, reply.text))
+        with pytest.raises(LineError, match="runs here already"):
+            Daemon(config).start()
+        close()
+
+    monkeypatch.setattr(daemon.models, "close", closing)
+    daemon.stop()
+    assert seen == [(False, "the daemon is stopping; nothing was changed")]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("name", ["front", "judge", "decode-0"])
+def test_a_thread_that_ended_is_noticed(bundles: LineBundles, tmp_path: Path, name: str) -> None:
+    with Daemon(config_of(tmp_path, bundles.nut)) as daemon:
+        assert daemon.ended() == []
+        assert daemon.seconds_silent() < 10
+        thread = next(t for t in threading.enumerate() if t.name == name)
+        cast(Any, thread)._stopping.set()
+        until(lambda: daemon.ended() == [name])
+        assert daemon.seconds_silent() == float("inf")
+        assert daemon.why_not_ready() is not None
+    assert daemon.ended() == []
+
+
+def test_a_thread_that_cannot_be_started_says_so(
+    bundles: LineBundles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(daemon_module.DecodeWorker, "start", refused)
+    threads = threading.active_count()
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        Daemon(config_of(tmp_path, bundles.nut)).start()
+    until(lambda: threading.active_count() == threads)
+
+
+def test_refusals_are_noted_while_others_read_them(bundles: LineBundles, tmp_path: Path) -> None:
+    class Gate:
+        def refused(self) -> dict[str, int]:
+            return {"unknown_key": 2, "mechanism": 1}
+
+        def problem(self) -> None:
+            return None
+
+    daemon = Daemon(config_of(tmp_path, bundles.nut))
+    daemon._gate = cast(Any, Gate())
+    daemon._refused = {"unknown_key": 1}
+    reading = iter(daemon._refused.items())
+    daemon._note_refusals()
+    assert list(reading) == [("unknown_key", 1)]
+    assert daemon.tally().strangers == {"key: unknown_key": 2, "key: mechanism": 1}
+    daemon._context.term()
+
+
+def test_serve_ends_when_a_thread_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whatever supervises it starts it again, instead of a line that answers nothing."""
+
+    class Faulty:
+        stop_asked = threading.Event()
+
+        def __init__(self, config: object) -> None:
+            pass
+
+        def __enter__(self) -> "Faulty":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def ended(self) -> list[str]:
+            return ["judge"]
+
+    monkeypatch.setattr(serve, "Daemon", Faulty)
+    monkeypatch.setattr(serve, "read_line_file", lambda path: None)
+    monkeypatch.setattr(serve, "configure_logs", lambda json: None)
+    with pytest.raises(LineError, match="judge"):
+        serve.run(tmp_path / "line.toml", None)

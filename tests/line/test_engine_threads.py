@@ -89,7 +89,7 @@ class Rig:
         found = []
         for frame, name, _ in zip(frames, names, shapes, strict=True):
             assert frame.shape == (*self.input_size, 3)
-            verdict = FrameVerdict(frame=name, verdict="uncertain", score=1.0)
+            verdict = FrameVerdict(frame=name, verdict="uncertain", score=1.0, lower=0.5, upper=2.0)
             found.append(Inspection(verdict=verdict, map=np.zeros((1, 1), np.float32)))
         return found
 

@@ -4,10 +4,12 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 from front_line import FrontLine, HandCamera, ok
 
 from adclick_edge.errors import LineError
+from adclick_edge.line import front
 from adclick_edge.line.books import MOST_MISSED, Books
 from adclick_edge.line.config import Camera, Line
 from adclick_edge.line.front import Answered, bind_sockets
@@ -64,9 +66,11 @@ def test_saying_hello_again_brings_no_credits(tmp_path: Path, other: tuple[str, 
         assert line.books.cameras()["cam"].balanced()
 
 
-def test_a_pause_of_the_daemon_is_not_the_cameras_silence(tmp_path: Path) -> None:
+def test_a_pause_of_the_daemon_is_not_the_cameras_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A suspended process or a host without time for it: what came meanwhile lies in the socket."""
-    line = FrontLine(tmp_path, line=Line(heartbeat_ms=50))
+    monkeypatch.setattr(front, "MESSAGES_PER_TURN", 1)  # as if there were more cameras than are read in one turn
+    cameras = {name: Camera(product="p") for name in ("cam", "other")}
+    line = FrontLine(tmp_path, cameras, line=Line(heartbeat_ms=50))
     pause, paused = threading.Event(), threading.Event()
 
     def each_second() -> dict[str, bytes]:
@@ -76,15 +80,18 @@ def test_a_pause_of_the_daemon_is_not_the_cameras_silence(tmp_path: Path) -> Non
         return {}
 
     line.front._each_second = each_second
-    with line, HandCamera(line) as camera:
+    with line, HandCamera(line) as camera, HandCamera(line, "other") as other:
         camera.hello()
+        other.hello()
         pause.set()
-        for _ in range(200):
+        for _ in range(500):
             camera.say(Heartbeat(sent_ns=0))
+            other.say(Heartbeat(sent_ns=0))
             if paused.wait(0.01):
                 break
-        camera.frame(0)
-        assert camera.hear(VerdictMessage).verdict == "ok"
+        for each in (camera, other):
+            each.frame(0)
+            assert each.hear(VerdictMessage).verdict == "ok"
         assert line.books.strangers() == {}
 
 
@@ -176,5 +183,8 @@ def test_an_endpoint_that_another_daemon_serves_is_not_taken_from_it(tmp_path: P
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(LineError, match=r"file/sub/line\.ipc"):
-        FrontLine(tmp_path / "file" / "sub")
+    with FrontLine(tmp_path) as line:
+        bind = (f"ipc://{tmp_path}/file/sub/line.ipc",)
+        config = msgspec.structs.replace(line.config, line=msgspec.structs.replace(line.config.line, bind=bind))
+        with pytest.raises(LineError, match=r"file/sub/line\.ipc"):
+            bind_sockets(line.context, config, None)

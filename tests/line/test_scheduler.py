@@ -185,12 +185,12 @@ def test_hopeless_frames_are_given_up_at_once_and_cost_no_engine_time() -> None:
 
 def test_one_slow_batch_does_not_condemn_the_next() -> None:
     cost = BatchCost()
-    cost.add(1, 20 * MS)
-    cost.add(1, 900 * MS)
+    cost.add(1, 20 * MS, 0)
+    cost.add(1, 900 * MS, 0)
     assert cost.least_ns(1) == 20 * MS
     assert cost.least_ns(3) == 60 * MS
     for _ in range(16):
-        cost.add(1, 40 * MS)
+        cost.add(1, 40 * MS, 0)
     assert cost.least_ns(1) == 40 * MS
     assert BatchCost().least_ns(4) == 0
 
