@@ -33,11 +33,12 @@ from adclick_edge.line.control import (
 from adclick_edge.line.curve import ServerKeys, serve_with_curve
 from adclick_edge.line.decoding import DecodeWorker
 from adclick_edge.line.drift import DriftMonitor, Signal
-from adclick_edge.line.front import Answered, Front, bind_sockets
+from adclick_edge.line.front import Answered, Front
 from adclick_edge.line.http_server import HttpServer
 from adclick_edge.line.job import Job
 from adclick_edge.line.judging import Judge
 from adclick_edge.line.latency import LatencyWindow
+from adclick_edge.line.line_sockets import bind_sockets
 from adclick_edge.line.logs import report_suppressed
 from adclick_edge.line.metrics import LineMetrics
 from adclick_edge.line.models import Models, SwapOutcome

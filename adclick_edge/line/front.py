@@ -6,7 +6,6 @@ that wait too long just before their deadline, everything else at the stop. Resu
 
 import heapq
 import os
-import socket as sockets
 import threading
 import time
 from collections import deque
@@ -18,10 +17,11 @@ import msgspec
 import zmq
 from structlog.typing import FilteringBoundLogger
 
-from adclick_edge.errors import LineError, ProtocolError
+from adclick_edge.errors import ProtocolError
 from adclick_edge.line.books import Books
 from adclick_edge.line.config import LineConfig
 from adclick_edge.line.job import Job
+from adclick_edge.line.line_sockets import credits_of
 from adclick_edge.line.protocol import (
     MAX_HEADER_BYTES,
     MAX_REGIONS,
@@ -42,22 +42,17 @@ from adclick_edge.line.scheduler import Scheduler
 from adclick_edge.line.sessions import Session, Sessions
 from adclick_edge.runtime.decision import FrameVerdict, not_inspected
 
-__all__ = ["Answered", "Front", "bind_sockets", "boot_id"]
+__all__ = ["Answered", "Front", "boot_id"]
 
 NS_PER_MS = 1_000_000
 MESSAGES_PER_TURN = 32
 """Read before deadlines are looked at again."""
 MESSAGES_AT_LEAVING = 4096
-CREDITS_BEYOND_QUEUE = 4
-"""Where frames may be turned away, a camera may send more than the queue holds: the answer comes at once."""
 TALLY_NS = 1_000_000_000
 LEAVING_MS = 500
 """How long the last messages may take to leave."""
 ANSWERED_AT_MOST = 64
 """Answered frames that may still stand among those to expire, beyond as many as are under way."""
-PROBE_S = 0.5
-MONITOR_BACKLOG = 1000
-"""Messages kept for a monitor that reads slowly; it loses what comes on top, and nobody waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,73 +78,6 @@ def boot_id() -> str | None:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return None
-
-
-def bind_sockets(
-    context: "zmq.Context[zmq.Socket[bytes]]", config: LineConfig, curve: Callable[["zmq.Socket[bytes]"], None] | None
-) -> tuple["zmq.Socket[bytes]", "zmq.Socket[bytes] | None"]:
-    """The ROUTER for cameras and the PUB for monitors, bound; LineError naming the endpoint that cannot be."""
-    router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-    monitor: zmq.Socket[bytes] | None = None
-    try:
-        router.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        router.setsockopt(zmq.ROUTER_HANDOVER, 0)
-        router.setsockopt(zmq.MAXMSGSIZE, config.limits.max_payload_bytes)
-        most = max(_credits(c.queue, c.overload) for c in config.cameras.values())
-        router.setsockopt(zmq.RCVHWM, 2 * most + 16)
-        router.setsockopt(zmq.SNDHWM, 4 * most + 64)
-        router.setsockopt(zmq.LINGER, 0)
-        # Dead TCP peers are dropped by ZeroMQ too; cameras are missed by our own heartbeats long before.
-        router.setsockopt(zmq.HEARTBEAT_IVL, 2000)
-        router.setsockopt(zmq.HEARTBEAT_TIMEOUT, 10_000)
-        router.setsockopt(zmq.BACKLOG, 128)
-        if curve is not None:
-            curve(router)
-        for endpoint in config.line.bind:
-            _bind(router, endpoint)
-        if config.line.monitor is not None:
-            monitor = context.socket(zmq.PUB)
-            monitor.setsockopt(zmq.SNDHWM, MONITOR_BACKLOG)
-            monitor.setsockopt(zmq.LINGER, 0)
-            if curve is not None:
-                curve(monitor)
-            _bind(monitor, config.line.monitor)
-    except BaseException:
-        router.close(0)
-        if monitor is not None:
-            monitor.close(0)
-        raise
-    return router, monitor
-
-
-def _bind(socket: "zmq.Socket[bytes]", endpoint: str) -> None:
-    socket.setsockopt(zmq.IPV6, int("[" in endpoint))
-    try:
-        if endpoint.startswith("ipc://"):
-            path = Path(endpoint.removeprefix("ipc://"))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if _is_served(path):  # ZeroMQ would take its place without a word
-                raise LineError(f"cannot bind {endpoint}: another daemon serves it; stop it, or name another path")
-        socket.bind(endpoint)
-    except (zmq.ZMQError, OSError) as error:
-        raise LineError(
-            f"cannot bind {endpoint}: {error.strerror}; is another daemon running, or is the address not this host's?"
-        ) from error
-
-
-def _is_served(path: Path) -> bool:
-    """Whether somebody listens at this socket, which a daemon that was killed leaves behind."""
-    with sockets.socket(sockets.AF_UNIX, sockets.SOCK_STREAM) as probe:
-        probe.settimeout(PROBE_S)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return False
-    return True
-
-
-def _credits(queue: int, policy: str) -> int:
-    return queue if policy == "block" else queue + CREDITS_BEYOND_QUEUE
 
 
 class Front(threading.Thread):
@@ -365,7 +293,7 @@ class Front(threading.Thread):
             session,
             Welcome(
                 daemon=self._daemon,
-                credits=_credits(camera.queue, camera.overload),
+                credits=credits_of(camera.queue, camera.overload),
                 deadline_ms=camera.deadline_ms,
                 heartbeat_ms=self._config.line.heartbeat_ms,
                 max_payload_bytes=self._config.limits.max_payload_bytes,
@@ -403,7 +331,7 @@ class Front(threading.Thread):
         elif problem := self._problem(session, header, payload, product):
             self._complain(job, not_inspected("bad_frame", frame=job.name), problem)
             self._answer(job, not_inspected("bad_frame", frame=job.name))
-        elif session.under_way > _credits(camera.queue, camera.overload):
+        elif session.under_way > credits_of(camera.queue, camera.overload):
             self._error(session, "no_credit", f"{session.under_way} frames under way", header.seq)
             self._answer(job, not_inspected("overload", frame=job.name))
         else:

@@ -12,8 +12,9 @@ import zmq
 
 from adclick_edge.line.books import Books
 from adclick_edge.line.config import Camera, Line, LineConfig, Product
-from adclick_edge.line.front import Answered, Front, bind_sockets
+from adclick_edge.line.front import Answered, Front
 from adclick_edge.line.job import Job
+from adclick_edge.line.line_sockets import bind_sockets
 from adclick_edge.line.protocol import (
     CameraMessage,
     DaemonMessage,

@@ -12,8 +12,9 @@ from adclick_edge.errors import LineError
 from adclick_edge.line import front
 from adclick_edge.line.books import MOST_MISSED, Books
 from adclick_edge.line.config import Camera, Line
-from adclick_edge.line.front import Answered, bind_sockets
+from adclick_edge.line.front import Answered
 from adclick_edge.line.job import Job
+from adclick_edge.line.line_sockets import bind_sockets
 from adclick_edge.line.protocol import Bye, ErrorMessage, Heartbeat, Hello, VerdictMessage, Welcome
 from adclick_edge.runtime.decision import FrameVerdict
 
