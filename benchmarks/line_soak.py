@@ -53,7 +53,7 @@ def main() -> None:
         bundles = [sample_bundle(work, PRODUCT, rows=rows) for rows in (2000, *((1000,) if call.swap_every else ()))]
         result = run(Path(scratch) / "line", bundles, call)
     result = {
-        "call": {k: str(v) if isinstance(v, Path) else v for k, v in vars(call).items()},
+        "call": {k: str(v) if isinstance(v, Path) else v for k, v in vars(call).items() if k not in ("work", "out")},
         "machine": machine,
         **result,
     }
@@ -320,7 +320,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     for swap in result["swaps"]["each"]:
         bottom.axvline(swap["at_s"], color="#c0504d" if not swap["ok"] else "#bbbbbb", linewidth=0.6)
     bottom.set_ylabel("memory of the daemon, MB")
-    bottom.set_ylim(bottom=0)
+    bottom.set_ylim(0, 1.15 * max(s["rss_bytes"] / 1e6 for s in samples))
     bottom.set_xlabel("s")
     for axes in (top, middle, bottom):
         axes.spines[["top", "right"]].set_visible(False)
