@@ -114,7 +114,7 @@ class RingWriter:
                     f"ring {self.name}: all {self._geometry.slots} slots hold frames without a verdict; "
                     "use more slots than credits, or answer for this trigger without sending it"
                 )
-            slot = self._free.popleft()
+            slot = self._free.pop()  # the one freed last, which the caches may still hold
             token = SlotToken(slot, self._generations[slot] + 2)
             self._mark(slot, token.generation - 1, 0)
             at = self._geometry.data_at(slot)
