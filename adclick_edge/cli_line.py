@@ -39,7 +39,7 @@ def serve(
 def camera(
     endpoint: Annotated[str, typer.Argument(help="What the daemon binds: ipc://... or tcp://HOST:PORT.")],
     name: Annotated[str, typer.Option(help="The camera's name in line.toml.")],
-    folder: Annotated[Path | None, typer.Option(help="Replay the images of a folder.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Replay the images of a folder and those below it.")] = None,
     video: Annotated[Path | None, typer.Option(help="Replay a video file.")] = None,
     usb: Annotated[int | None, typer.Option(min=0, help="A USB camera, by number.")] = None,
     rtsp: Annotated[str | None, typer.Option(help="A network camera, by URL.")] = None,
@@ -91,7 +91,7 @@ def camera(
 
 @line_app.command()
 def top(
-    line_file: Annotated[Path | None, typer.Argument(metavar="[LINE_TOML]")] = None,
+    line_file: Annotated[Path | None, typer.Argument(metavar="LINE_TOML", help="The line's configuration.")] = None,
     monitor: Annotated[str | None, typer.Option(help="The daemon's monitor endpoint.")] = None,
     http: Annotated[str | None, typer.Option(help="The daemon's HTTP address.")] = None,
     once: Annotated[bool, typer.Option("--once", help="Print one snapshot.")] = False,
@@ -136,9 +136,7 @@ def rollback(line_file: LineFile, product: Annotated[str, typer.Argument()]) -> 
 def shadow(
     line_file: LineFile,
     product: Annotated[str, typer.Argument()],
-    bundle: Annotated[
-        Path | None, typer.Argument(metavar="[BUNDLE]", help="The candidate; without one it ends.")
-    ] = None,
+    bundle: Annotated[Path | None, typer.Argument(metavar="BUNDLE", help="The candidate; without one it ends.")] = None,
 ) -> None:
     """Let a candidate judge too, unheard; its differences are counted."""
     from adclick_edge.commands.control import run_shadow
@@ -202,7 +200,7 @@ def keys_list(folder: KeysFolder, json_output: Json = False) -> None:
 def keys_revoke(
     folder: KeysFolder,
     camera: Annotated[str, typer.Argument()],
-    key: Annotated[str | None, typer.Argument(metavar="[KEY_OR_FILE]", help="Default: all of the camera's.")] = None,
+    key: Annotated[str | None, typer.Argument(metavar="KEY_OR_FILE", help="Default: all of the camera's.")] = None,
 ) -> None:
     """Let a camera in no more."""
     from adclick_edge.commands.keys import run_revoke

@@ -1,11 +1,14 @@
 """``adclick camera``"""
 
+import contextlib
+import signal
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 import msgspec
 
@@ -46,7 +49,9 @@ def run(
     stall_s: float,
     json_output: bool,
 ) -> None:
-    """Exit code 1 when nothing could be inspected; KeyboardInterrupt is passed on after the summary."""
+    """Exit code 1 when nothing could be inspected; KeyboardInterrupt is passed on after the summary. SIGTERM ends the
+    source: the summary follows.
+    """
     if count is not None and count < 1:
         raise UsageError(f"--count {count}: at least 1 is needed")
     camera_keys = None if keys is None else CameraKeys.load(keys, name)
@@ -64,10 +69,11 @@ def run(
             queue=1 << 16,
         ) as camera:
             try:
-                if not camera.wait_connected(CONNECT_S):
-                    _say(f"no daemon at {endpoint} yet: {camera.last_error}", "yellow")
-                _replay(source, camera, count, code)
-                camera.drain((deadline_ms or 60_000) / 1e3 + 1)
+                with _until_sigterm():
+                    if not camera.wait_connected(CONNECT_S):
+                        _say(f"not connected to {endpoint} yet: {camera.last_error}", "yellow")
+                    _replay(source, camera, count, code)
+                    camera.drain((deadline_ms or 60_000) / 1e3 + 1)
             except KeyboardInterrupt:
                 interrupted = True
     finally:
@@ -143,6 +149,29 @@ def open_source(
     return LiveSource(f"usb:{usb}" if usb is not None else str(rtsp), rate_hz=rate, stall_s=stall)
 
 
+class _Terminated(BaseException):
+    """SIGTERM came."""
+
+
+@contextlib.contextmanager
+def _until_sigterm() -> Iterator[None]:
+    """SIGTERM ends the block, and nothing else: the daemon is told bye, and the summary is printed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(_number: int, _frame: FrameType | None) -> None:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except _Terminated:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _replay(source: FrameSource, camera: CameraClient, count: int | None, code: str | None) -> None:
     report_s = time.monotonic() + REPORT_S
     connection = ""
@@ -152,11 +181,18 @@ def _replay(source: FrameSource, camera: CameraClient, count: int | None, code: 
         number += 1
         if camera.connection != connection:
             connection = camera.connection
-            error = camera.last_error if connection != "connected" else None
-            _say(f"{connection}{f': {error}' if error else ''}", "yellow" if error else "green")
+            _say_connection(connection, camera.last_error if connection != "connected" else None)
         if time.monotonic() >= report_s:
             report_s += REPORT_S
             _say(f"{number} triggers, {connection}", "dim")
+
+
+def _say_connection(connection: str, error: str | None) -> None:
+    if connection == "replaced":
+        why = "another program connected under this camera's name; stop one of the two, then start this one again"
+        _say(f"replaced: {why} (until then it answers not_inspected)", "red")
+    else:
+        _say(f"{connection}{f': {error}' if error else ''}", "yellow" if error else "green")
 
 
 def _trigger(camera: CameraClient, frame: SourceFrame, code: str | None) -> None:

@@ -76,7 +76,7 @@ def _existing(bundle: Path) -> str:
 
 def _lines(tally: LineTally) -> list[str]:
     state = "stopping" if tally.stopping else "ready" if tally.ready else "not ready"
-    lines = [f"{tally.name}: {state}, up {tally.uptime_s / 3600:.1f} h, {tally.frames_per_s:.1f} frames/s"]
+    lines = [f"{tally.name}: {state}, up {_duration(tally.uptime_s)}, {tally.frames_per_s:.1f} frames/s"]
     if total := tally.latency_ms.get("total"):
         lines.append("latency ms p50/p95/p99: " + " / ".join(f"{value:.1f}" for value in total))
     for name, product in sorted(tally.products.items()):
@@ -85,12 +85,19 @@ def _lines(tally: LineTally) -> list[str]:
         lines.append(_camera_line(name, camera))
     routing = tally.routing
     lines.append(
-        f"operators: {routing.queued} of {routing.offered} frames queued, {routing.waiting} wait, {routing.failed} failed"
+        f"operators: {routing.queued} of {routing.offered} frames queued, {routing.waiting} wait, "
+        f"{routing.failed} failed, {routing.duplicate} duplicates, {routing.over_budget} over budget"
     )
     if routing.last_failure:
         lines.append(f"  last failure: {routing.last_failure}")
     lines.extend(f"messages of no camera: {count} x {code}" for code, count in sorted(tally.strangers.items()))
     return lines
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
 def _product_lines(name: str, product: ProductTally) -> list[str]:

@@ -78,4 +78,7 @@ def _first_tally(source: Source, state: TopState, timeout_s: float) -> LineTally
             if not isinstance(item, CameraVerdict):
                 return item
     why = f" ({source.trouble})" if source.trouble else ""
-    raise LineError(f"no daemon at {source.where} within {timeout_s:g} s{why}; start it with: adclick serve LINE_TOML")
+    hint = "; with curve = true read --http instead" if isinstance(source, MonitorSource) else ""
+    raise LineError(
+        f"no daemon at {source.where} within {timeout_s:g} s{why}; start it with: adclick serve LINE_TOML{hint}"
+    )

@@ -33,6 +33,7 @@ REJECT: frozenset[Verdict] = frozenset({"ng", "uncertain", "not_inspected"})
 MOST_PARTS = 4096
 """Between camera and ejector."""
 JOIN_S = 5.0
+CONNECT_S = 5.0
 
 log = logging.getLogger(__name__)
 
@@ -118,6 +119,12 @@ class RejectLine:
             self._set(True)
         if self._thread is not None:
             self._thread.join(JOIN_S)
+
+    @property
+    def on_the_way(self) -> int:
+        """Parts between camera and ejector."""
+        with self._changed:
+            return len(self._on_the_way)
 
     def part_arrived(self, seq: int, at_ns: int | None = None) -> None:
         """A part is at the camera (at ``at_ns``, monotonic), and was triggered as ``seq``."""
@@ -225,7 +232,10 @@ def main(arguments: list[str] | None = None) -> int:
             reject=reject,
         )
         with line, CameraClient(options.endpoint, options.name, on_verdict=line.verdict) as camera:
-            camera.wait_connected(5)
+            if not camera.wait_connected(CONNECT_S):
+                print(
+                    f"not connected to {options.endpoint} yet, so all is rejected: {camera.last_error}", file=sys.stderr
+                )
             for frame in source:
                 if frame.pixels is not None:
                     line.part_arrived(camera.trigger(frame.pixels, part=frame.name[-64:]))
@@ -238,7 +248,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     finally:
         if line is not None:
-            print(f"{line.passed} passed, {line.rejected} rejected, {line.unknown} of them without a verdict")
+            print(
+                f"{line.passed} passed, {line.rejected} rejected, {line.unknown} of them without a verdict; "
+                f"{line.on_the_way} had not reached the ejector"
+            )
     return 0
 
 
