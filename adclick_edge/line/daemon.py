@@ -429,5 +429,4 @@ class Daemon:
 
 def default_threads() -> int:
     """All cores but the one that the front and the decoders share; one where there are no more."""
-
     return max(1, len(os.sched_getaffinity(0)) - 1)

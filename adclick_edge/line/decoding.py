@@ -130,9 +130,8 @@ class DecodeWorker(threading.Thread):
             self._fail(job, ImageError(f"{job.name}: cannot be decoded: {type(error).__name__}: {error}"))
         else:
             self._scheduler.decoded(job)
-            with suppress(
-                Exception
-            ):  # a picture of two pixels has no focus; whatever it is, it is no matter of the line's
+            # A picture of two pixels has no focus; whatever it is, it must not end the worker.
+            with suppress(Exception):
                 job.stats = self._measure(prepared)  # while the engine works; a frame that is quicker goes unmeasured
 
     def _fail(self, job: Job, error: AdclickError) -> None:

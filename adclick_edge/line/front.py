@@ -160,10 +160,8 @@ class Front(threading.Thread):
         try:
             while not self._stopping.is_set():
                 now = self._clock()
-                if (
-                    gap := now - self.beat_ns
-                ) > self._heartbeat_ns:  # the process was suspended, or the host had no time
-                    self._sessions.forgive(gap)
+                if (gap := now - self.beat_ns) > self._heartbeat_ns:
+                    self._sessions.forgive(gap)  # the process was suspended, or the host had no time
                 self.beat_ns = now
                 if now >= next_beat:
                     self._beat(now)
@@ -446,9 +444,8 @@ class Front(threading.Thread):
         if self._monitor is not None:
             try:
                 self._monitor.send_multipart((topic.encode(), data), zmq.NOBLOCK)
-            except (
-                zmq.ZMQError
-            ) as error:  # PUB drops for slow readers and does not block; whatever else is not the line's
+            except zmq.ZMQError as error:
+                # PUB drops for slow readers and does not block; whatever else happens is not the line's concern.
                 self._log.warning("monitor", why=str(error))
 
     def _publish_all(self) -> None:
